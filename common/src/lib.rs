@@ -1,0 +1,15 @@
+//! What the three kpulse binaries share. It knows neither BPF nor any sink.
+#![warn(missing_docs)]
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod container;
+pub mod event;
+pub mod exposition;
+pub mod http;
+pub mod logging;
+pub mod metric;
+pub mod paths;
+pub mod self_metrics;
+pub mod thresholds;

@@ -1,0 +1,85 @@
+//! Every threshold of the product, with its default and the reason for it.
+//!
+//! A threshold is the value from which an event is told. The doc comment of a field is its help text wherever
+//! the configuration is shown.
+
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Thresholds of all probes, the `thresholds:` block of a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Thresholds {
+    /// Run-queue latency.
+    pub runqueue_latency: RunqueueLatency,
+    /// Block I/O.
+    pub block_io: BlockIo,
+    /// Direct reclaim.
+    pub direct_reclaim: DirectReclaim,
+    /// How many events of one kind each cgroup may send.
+    pub rate_limit: RateLimit,
+}
+
+/// Thresholds of the probe `runqueue_latency`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunqueueLatency {
+    /// Runnable for this long before it ran: 50 ms is several scheduler slices, so a healthy machine is silent.
+    #[serde(with = "humantime_serde")]
+    pub min_wait: Duration,
+}
+
+impl Default for RunqueueLatency {
+    fn default() -> Self {
+        Self { min_wait: Duration::from_millis(50) }
+    }
+}
+
+/// Thresholds of the probe `block_io`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BlockIo {
+    /// Driver to completion: 100 ms is beyond a healthy disk's worst seek.
+    #[serde(with = "humantime_serde")]
+    pub min_d2c: Duration,
+    /// Queue to completion: twice the driver's, since a full queue waits for its turn.
+    #[serde(with = "humantime_serde")]
+    pub min_q2c: Duration,
+}
+
+impl Default for BlockIo {
+    fn default() -> Self {
+        Self { min_d2c: Duration::from_millis(100), min_q2c: Duration::from_millis(200) }
+    }
+}
+
+/// Thresholds of the probe `direct_reclaim`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DirectReclaim {
+    /// One call of direct reclaim: 100 ms is felt by the request that allocates.
+    #[serde(with = "humantime_serde")]
+    pub min_duration: Duration,
+}
+
+impl Default for DirectReclaim {
+    fn default() -> Self {
+        Self { min_duration: Duration::from_millis(100) }
+    }
+}
+
+/// The token bucket in front of every event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimit {
+    /// Events a second for one probe and one cgroup; what exceeds it is counted, not sent.
+    pub events_per_second: u32,
+    /// Events that may come at once after a quiet time.
+    pub burst: u32,
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { events_per_second: 100, burst: 100 }
+    }
+}
