@@ -1,1 +1,177 @@
-//! Not written yet.
+//! What the command lines of the three binaries have in common: flags, exit codes, signals, state directory.
+
+use crate::config::{ConfigError, Value};
+use crate::http::HttpError;
+use crate::logging::{Format, Level, LoggingError};
+use crate::paths::Paths;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Flags that every binary has. Those not given leave the configuration as it is.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Common")]
+pub struct CommonFlags {
+    /// Configuration file (YAML).
+    #[arg(long = "config.file", env = "KPULSE_CONFIG_FILE", value_name = "FILE", global = true)]
+    pub config_file: Option<PathBuf>,
+    /// Lowest severity to log [default: info].
+    #[arg(long = "log.level", env = "KPULSE_LOG_LEVEL", value_enum, value_name = "LEVEL", global = true)]
+    pub log_level: Option<Level>,
+    /// Form of log lines [default: logfmt].
+    #[arg(long = "log.format", env = "KPULSE_LOG_FORMAT", value_enum, value_name = "FORMAT", global = true)]
+    pub log_format: Option<Format>,
+    /// Where the host's procfs is mounted [default: /proc].
+    #[arg(long = "path.procfs", env = "KPULSE_PATH_PROCFS", value_name = "DIR", global = true)]
+    pub path_procfs: Option<PathBuf>,
+    /// Where the host's sysfs is mounted [default: /sys].
+    #[arg(long = "path.sysfs", env = "KPULSE_PATH_SYSFS", value_name = "DIR", global = true)]
+    pub path_sysfs: Option<PathBuf>,
+    /// Where the host's cgroup tree is mounted [default: /sys/fs/cgroup].
+    #[arg(long = "path.cgroupfs", env = "KPULSE_PATH_CGROUPFS", value_name = "DIR", global = true)]
+    pub path_cgroupfs: Option<PathBuf>,
+    /// Where the host's root directory is mounted [default: /].
+    #[arg(long = "path.rootfs", env = "KPULSE_PATH_ROOTFS", value_name = "DIR", global = true)]
+    pub path_rootfs: Option<PathBuf>,
+}
+
+impl CommonFlags {
+    /// The flags that were given, for [`crate::config::Layers::overrides`]: `log.*` and `path.*`.
+    pub fn overrides(&self) -> Vec<(String, Value)> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+        let given = [
+            ("log.level", self.log_level.map(|level| level.word().to_owned())),
+            ("log.format", self.log_format.map(|format| format.word().to_owned())),
+            ("path.procfs", path(&self.path_procfs)),
+            ("path.sysfs", path(&self.path_sysfs)),
+            ("path.cgroupfs", path(&self.path_cgroupfs)),
+            ("path.rootfs", path(&self.path_rootfs)),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), Value::new(None, value?))))
+            .collect()
+    }
+
+    /// The mount points by flags and defaults alone, for a command that reads no configuration.
+    pub fn paths(&self) -> Paths {
+        let default = Paths::default();
+        Paths {
+            procfs: self.path_procfs.clone().unwrap_or(default.procfs),
+            sysfs: self.path_sysfs.clone().unwrap_or(default.sysfs),
+            cgroupfs: self.path_cgroupfs.clone().unwrap_or(default.cgroupfs),
+            rootfs: self.path_rootfs.clone().unwrap_or(default.rootfs),
+        }
+    }
+
+    /// The level by flag and default alone.
+    pub fn level(&self) -> Level {
+        self.log_level.unwrap_or_default()
+    }
+
+    /// The form of log lines by flag and default alone.
+    pub fn format(&self) -> Format {
+        self.log_format.unwrap_or_default()
+    }
+}
+
+/// The command line itself is wrong: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Parses the process' arguments. Help and version are printed and end the process with 0.
+///
+/// # Errors
+/// One sentence on what is wrong with the arguments, with clap's hint where it has one.
+pub fn parse(command: clap::Command) -> Result<clap::ArgMatches, Usage> {
+    command.try_get_matches().map_err(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        let text = error.render().to_string();
+        let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
+        let sentence = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+        Usage(format!("{}; see --help", sentence.trim_start_matches("error: ")))
+    })
+}
+
+/// 2 when the user must change the command line or the configuration, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_usage = error.chain().any(|cause| {
+        cause.is::<Usage>()
+            || cause.is::<ConfigError>()
+            || cause.is::<LoggingError>()
+            || matches!(cause.downcast_ref(), Some(HttpError::Address { .. }))
+    });
+    if is_usage { 2 } else { 1 }
+}
+
+/// Ends a `main`: nothing for success, one line on stderr and the right code for an error.
+pub fn report(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let binary = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let name = binary.file_name().unwrap_or_default().to_string_lossy();
+    let sentence = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+    // A closed stderr must not turn an error into a panic.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{name}: {sentence}\n").as_bytes());
+    ExitCode::from(exit_code(&error))
+}
+
+/// Where this process keeps its files: `KPULSE_STATE_DIR`, else `/var/lib/kpulse` as root, else the user's own.
+pub fn state_dir() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    variable("KPULSE_STATE_DIR")
+        .or_else(|| is_root.then(|| "/var/lib/kpulse".into()))
+        .or_else(|| Some(variable("XDG_STATE_HOME")?.join("kpulse")))
+        .or_else(|| Some(variable("HOME")?.join(".local/state/kpulse")))
+        .unwrap_or_else(|| std::env::temp_dir().join("kpulse"))
+}
+
+/// SIGTERM and SIGINT, caught from the moment of [`Shutdown::catch`] on.
+#[derive(Debug)]
+pub struct Shutdown {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Shutdown {
+    /// Starts catching both signals. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// When the kernel refuses a signal handler.
+    pub fn catch() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either of them.
+    pub async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT. Signals before the first poll still end the process; [`Shutdown`] has no such gap.
+pub async fn shutdown_signal() {
+    match Shutdown::catch() {
+        Ok(mut shutdown) => shutdown.wait().await,
+        Err(error) => {
+            tracing::error!(%error, "cannot catch signals, the default action stays");
+            std::future::pending().await
+        }
+    }
+}
+
+/// Tells systemd that start-up is over; nothing without `NOTIFY_SOCKET`.
+pub fn notify_ready() {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Tells systemd that the process is about to end.
+pub fn notify_stopping() {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+}

@@ -1,1 +1,307 @@
-//! Not written yet.
+//! What an event looks like outside the kernel: one JSON document, the same in every store and on every wire.
+//!
+//! Names follow the Elastic Common Schema where it has one. What is not known is left out, never null and never
+//! zero. The JSON Schema is generated from these types; within one [`SCHEMA_VERSION`] fields are only added.
+
+use crate::clock::rfc3339;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+use uuid::{NoContext, Timestamp, Uuid};
+
+/// Version of the document, `kpulse.schema`.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Version of the Elastic Common Schema whose names are used.
+pub const ECS_VERSION: &str = "8.17";
+
+/// One event: a decoded, enriched fact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Event {
+    /// When it happened, RFC 3339 in UTC with nanoseconds.
+    #[serde(rename = "@timestamp")]
+    pub timestamp: String,
+    /// The schema whose names are used.
+    pub ecs: Ecs,
+    /// What kind of fact it is.
+    pub event: EventFields,
+    /// The host it happened on.
+    pub host: Host,
+    /// The process that it is about, where one can be named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// The container of that process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// What runs the containers of this host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orchestrator: Option<Orchestrator>,
+    /// The pod of that container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
+    /// Labels of the configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What the probe measured.
+    pub kpulse: Kpulse,
+}
+
+/// The schema whose names are used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ecs {
+    /// Version of the Elastic Common Schema.
+    pub version: String,
+}
+
+/// What kind of fact it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EventFields {
+    /// UUIDv7 made once from the event's own time: a replay anywhere collapses into the same document.
+    pub id: String,
+    /// Always `event`.
+    pub kind: String,
+    /// Always `kpulse`.
+    pub module: String,
+    /// Always `kpulse.events`.
+    pub dataset: String,
+    /// Kind of the event: `packet_drop`, `runqueue_delay`; also the name of its object below `kpulse`.
+    pub action: String,
+    /// How long it took, in nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<u64>,
+}
+
+/// The host it happened on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Host {
+    /// Host name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Machine id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Operating system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<Os>,
+}
+
+/// Operating system.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Os {
+    /// Kernel release.
+    pub kernel: String,
+}
+
+/// A process and the thread in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Process {
+    /// Process id in the host's pid namespace.
+    pub pid: u32,
+    /// Name of the process: the name of its first thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Path of the executable, as the process sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executable: Option<String>,
+    /// Command line, arguments joined by blanks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
+    /// The thread.
+    pub thread: Thread,
+}
+
+/// A thread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Thread {
+    /// Thread id in the host's pid namespace.
+    pub id: u32,
+    /// Name of the thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Container {
+    /// Container id as the runtime prints it.
+    pub id: String,
+    /// Name of the container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `docker`, `containerd`, `cri-o`, `podman`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// Its image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Named>,
+}
+
+/// What runs the containers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Orchestrator {
+    /// `kubernetes`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Namespace of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Named>,
+}
+
+/// Names inside Kubernetes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Kubernetes {
+    /// The pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// The container within the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Named>,
+    /// The node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Named>,
+}
+
+/// A pod.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Pod {
+    /// Name of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Uid of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// Something that has a name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+}
+
+/// What the probe measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Kpulse {
+    /// Version of this document.
+    pub schema: u32,
+    /// The probe that told it.
+    pub probe: String,
+    /// The CPU it happened on.
+    pub cpu: u32,
+    /// The cgroup of the task, where the kernel could tell it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Cgroup>,
+    /// The measured duration in nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_ns: Option<u64>,
+    /// The threshold it reached, in nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold_ns: Option<u64>,
+    /// How many like it the rate limiter kept back since the last one that was sent.
+    pub suppressed: u64,
+    /// Call stacks, innermost frame first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<Stack>,
+    /// The probe's own fields, under the kind of the event.
+    #[serde(flatten)]
+    pub body: BTreeMap<String, Map<String, Value>>,
+}
+
+/// A cgroup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Cgroup {
+    /// Inode of its directory, unique within its hierarchy.
+    pub id: u64,
+    /// `unified`, or the controller of a v1 hierarchy.
+    pub hierarchy: String,
+    /// Path within the hierarchy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// Call stacks, innermost frame first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stack {
+    /// Kernel frames.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel: Vec<String>,
+    /// User frames.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub user: Vec<String>,
+}
+
+impl Event {
+    /// A document with what every event has. Its id comes from `time` and from randomness.
+    pub fn new(time: SystemTime, host: Host, action: &str, kpulse: Kpulse) -> Self {
+        Self {
+            timestamp: rfc3339(time),
+            ecs: Ecs { version: ECS_VERSION.to_owned() },
+            event: EventFields {
+                id: id_at(time),
+                kind: "event".to_owned(),
+                module: "kpulse".to_owned(),
+                dataset: "kpulse.events".to_owned(),
+                action: action.to_owned(),
+                duration: kpulse.value_ns,
+            },
+            host,
+            process: None,
+            container: None,
+            orchestrator: None,
+            kubernetes: None,
+            labels: BTreeMap::new(),
+            kpulse,
+        }
+    }
+}
+
+fn id_at(time: SystemTime) -> String {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let stamp = Timestamp::from_unix(NoContext, since_epoch.as_secs(), since_epoch.subsec_nanos());
+    Uuid::new_v7(stamp).to_string()
+}
+
+/// The JSON Schema of [`Event`] (draft 2020-12).
+pub fn schema() -> Value {
+    let mut schema = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<Event>()
+        .to_value();
+    forbid_null(&mut schema);
+    schema
+}
+
+/// An optional field is left out, never null; the derived schema would allow both.
+fn forbid_null(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if let Some(Value::Array(types)) = fields.get_mut("type") {
+                types.retain(|name| name != "null");
+                if let [only] = types.as_slice() {
+                    let only = only.clone();
+                    fields.insert("type".to_owned(), only);
+                }
+            }
+            if let Some(Value::Array(choices)) = fields.get_mut("anyOf") {
+                choices.retain(|choice| choice.get("type").is_none_or(|name| name != "null"));
+                if let [Value::Object(only)] = choices.as_slice() {
+                    let only = only.clone();
+                    fields.remove("anyOf");
+                    fields.extend(only);
+                }
+            }
+            fields.values_mut().for_each(forbid_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forbid_null),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[path = "event_tests.rs"]
+mod tests;

@@ -72,10 +72,13 @@ impl MetricDef {
 
     /// Label names, with [`Label::Container`] spelled out.
     pub fn label_names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.labels.iter().flat_map(|label| match label {
-            Label::Container => CONTAINER_LABELS.as_slice(),
-            Label::Named(name) => std::slice::from_ref(name),
-        }).copied()
+        self.labels
+            .iter()
+            .flat_map(|label| match label {
+                Label::Container => CONTAINER_LABELS.as_slice(),
+                Label::Named(name) => std::slice::from_ref(name),
+            })
+            .copied()
     }
 }
 

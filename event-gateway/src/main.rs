@@ -1,1 +1,97 @@
-fn main() {}
+//! kpulse-event-gateway: threshold events from the kernel, enriched, stored and queried.
+
+mod api;
+mod check;
+mod config;
+mod enrich;
+mod events;
+mod metrics;
+mod page;
+mod pipeline;
+mod ring;
+mod route;
+mod row;
+mod run;
+mod sink;
+mod spool;
+mod tally;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, FromArgMatches};
+use config::Config;
+use kpulse_common::cli::{self, CommonFlags};
+use kpulse_common::config::Value;
+use kpulse_common::logging;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Tells what in the kernel took too long or went wrong, with who, where and why.
+#[derive(clap::Parser, Debug)]
+#[command(name = "kpulse-event-gateway", version, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(flatten)]
+    common: CommonFlags,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Attach the probes and keep their events in one SQLite file, with API and page.
+    Run(RunFlags),
+    /// Print events that are kept.
+    Events(events::EventsFlags),
+    /// Attach the probes once and say which of them work here.
+    Check,
+    /// Print the JSON Schema of an event.
+    Schema,
+}
+
+/// Flags of `run`.
+#[derive(clap::Args, Debug)]
+struct RunFlags {
+    /// Address of metrics and health [default: :10841].
+    #[arg(long = "web.listen-address", value_name = "ADDRESS")]
+    web_listen_address: Option<String>,
+    /// Address of the API and the page, on this machine only [default: 127.0.0.1:10851].
+    #[arg(long = "api.listen-address", value_name = "ADDRESS")]
+    api_listen_address: Option<String>,
+}
+
+impl RunFlags {
+    fn overrides(self) -> Vec<(String, Value)> {
+        let given = [
+            ("web.listen_address", self.web_listen_address),
+            ("api.listen_address", self.api_listen_address),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), Value::new(None, value?))))
+            .collect()
+    }
+}
+
+fn main() -> ExitCode {
+    cli::report(start())
+}
+
+fn start() -> Result<()> {
+    let matches = cli::parse(CommandLine::command())?;
+    let line = CommandLine::from_arg_matches(&matches).map_err(|error| cli::Usage(error.to_string()))?;
+    match line.command {
+        Command::Run(flags) => run::run(&line.common, &flags.overrides()),
+        Command::Events(flags) => events::run(flags),
+        Command::Check => {
+            let config = Config::load(&line.common, Vec::new())?;
+            logging::init(config.log.level, config.log.format)?;
+            check::run(&config)
+        }
+        Command::Schema => {
+            let schema = serde_json::to_string_pretty(&kpulse_common::event::schema())?;
+            writeln!(std::io::stdout(), "{schema}").context("cannot write the schema")
+        }
+    }
+}
+
+#[cfg(test)]
+mod schema_tests;

@@ -1,1 +1,23 @@
+//! The probe library: BPF programs, the loader that fits them to the running kernel, and the pure decoders of what
+//! they measure. Binaries load probes from [`probes::ALL`] and name none of them.
+#![warn(missing_docs)]
 
+mod abi;
+pub mod btf;
+pub mod collect;
+pub mod error;
+pub mod features;
+pub mod hook;
+pub mod loader;
+pub mod maps;
+pub mod probe;
+pub mod probes;
+pub mod record;
+pub mod ring;
+pub mod symbols;
+
+pub use error::ProbeError;
+pub use features::{Finding, doctor};
+pub use loader::{HookStatus, LoadOptions, ProbeSet, ProbeState, ProbeStatus};
+pub use probe::{Collector, EventDef, Probe, Want};
+pub use ring::{EventStream, Fact, Loss};

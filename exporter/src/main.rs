@@ -1,1 +1,33 @@
-fn main() {}
+//! kpulse-exporter: a Prometheus exporter of kernel latencies and state.
+//!
+//! It names no probe: flags, configuration and scrape follow the registry of the probe library.
+
+mod check;
+mod collectors;
+mod config;
+mod doctor;
+mod filter;
+mod flags;
+mod memory;
+mod scrape;
+mod serve;
+mod table;
+
+use kpulse_common::{cli, logging};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::report(run())
+}
+
+fn run() -> anyhow::Result<()> {
+    memory::bound_arenas();
+    let flags = flags::Flags::parse()?;
+    let config = config::load(&flags)?;
+    logging::init(config.log.level, config.log.format)?;
+    match flags.command {
+        flags::Command::Serve => serve::run(flags, config),
+        flags::Command::Check => check::run(&config),
+        flags::Command::Doctor => doctor::run(&config.path),
+    }
+}

@@ -1,1 +1,60 @@
-fn main() {}
+//! Where did the CPU time go? Profiles of the host, a container or a process, recorded once or kept all the time.
+
+mod aggregate;
+mod config;
+mod export;
+mod history;
+mod names;
+mod pipeline;
+mod record;
+mod sample;
+mod serve;
+mod symbolize;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use kpulse_common::cli::{self, CommonFlags};
+use kpulse_common::logging;
+use std::process::ExitCode;
+
+/// CPU profiles of host, containers and processes, always on.
+#[derive(Parser)]
+#[command(name = "kpulse-profiler", version, arg_required_else_help = false)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: CommonFlags,
+    #[command(flatten)]
+    sample: config::SampleFlags,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Record(record::Arguments),
+    /// Profile all the time, keep a history, serve it
+    Serve(config::ServeFlags),
+}
+
+fn main() -> ExitCode {
+    cli::report(run())
+}
+
+fn run() -> anyhow::Result<()> {
+    let matches = cli::parse(CommandLine::command())?;
+    let line = CommandLine::from_arg_matches(&matches)?;
+    let serve_flags = match &line.command {
+        Command::Serve(flags) => flags.clone(),
+        Command::Record(_) => config::ServeFlags::default(),
+    };
+    let config = config::load(&line.common, &line.sample, &serve_flags)?;
+    logging::init(config.log.level, config.log.format)?;
+    symbolize::truncation::survive()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = match &line.command {
+        Command::Record(arguments) => runtime.block_on(record::run(arguments, &config)),
+        Command::Serve(_) => runtime.block_on(serve::run(&config)),
+    };
+    // A thread that still names symbols after a second interrupt must not keep the process.
+    runtime.shutdown_background();
+    result
+}

@@ -1,1 +1,47 @@
 //! Shared by the test programs of this crate.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+pub mod cgroup;
+pub mod http;
+pub mod load;
+pub mod process;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a fact may take to appear; generous, since a machine under test is busy.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A binary of this workspace, which `make` builds before the tests.
+pub fn binary(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let folder = own.parent().unwrap();
+    // A guest of the kernel matrix has the programs and the binaries in one folder.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// Asks until there is an answer, at most [`DEADLINE`].
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(start.elapsed() < DEADLINE, "no {what} within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Says why a test did nothing.
+pub fn skip(test: &str, why: &str) {
+    println!("SKIP {test}: {why}");
+}
+
+/// Whether this is root, as most kernel facts need.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}

@@ -1,1 +1,118 @@
-//! Not written yet.
+//! How do the binaries answer HTTP: a small server for reading requests, and the endpoints all three have.
+
+mod listen;
+mod observability;
+mod query;
+mod server;
+
+pub use listen::bind;
+pub use observability::Observability;
+pub use server::{Server, serve};
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// An answer; its body is whole, since everything we serve fits in memory.
+pub type Response = hyper::Response<Full<Bytes>>;
+
+/// A request as handlers see it. Bodies are not read: there is nothing to post yet.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// GET or HEAD.
+    pub method: hyper::Method,
+    /// The path, percent-decoded.
+    pub path: String,
+    /// Names and values of the query, decoded, in order.
+    pub query: Vec<(String, String)>,
+    /// The headers.
+    pub headers: hyper::HeaderMap,
+}
+
+impl Request {
+    /// All values of a query parameter, in order.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.query.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A header that is text.
+    pub fn header(&self, name: hyper::header::HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// Answers requests. It runs on a thread where blocking is allowed; how many run at once is bounded.
+pub type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
+
+/// Why there is no HTTP server.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address does not parse or resolve.
+    #[error(
+        "the address {address:?} of {flag} cannot be used: {why}; write for example \":10840\", \"127.0.0.1:10840\" or \"[::1]:10840\""
+    )]
+    Address {
+        /// As it was given.
+        address: String,
+        /// The flag that gave it.
+        flag: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Another socket has the port.
+    #[error(
+        "cannot listen on {address}: another process has this port; stop it, or choose another with {flag}"
+    )]
+    Taken {
+        /// As it was given.
+        address: String,
+        /// The flag that chooses another.
+        flag: String,
+    },
+    /// The kernel refuses the address.
+    #[error("cannot listen on {address}: {source}; choose another address with {flag}")]
+    Bind {
+        /// As it was given.
+        address: String,
+        /// The flag that chooses another.
+        flag: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The listener cannot be used.
+    #[error("the HTTP server cannot use its socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// A plain-text answer.
+pub fn text(status: u16, body: impl Into<String>) -> Response {
+    typed(status, "text/plain; charset=utf-8", body.into())
+}
+
+/// A page.
+pub fn html(body: impl Into<String>) -> Response {
+    typed(200, "text/html; charset=utf-8", body.into())
+}
+
+/// A JSON answer.
+pub fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
+        Ok(body) => typed(200, "application/json", body + "\n"),
+        Err(error) => text(500, format!("The answer cannot be written as JSON: {error}\n")),
+    }
+}
+
+/// An answer of any type.
+pub fn typed(status: u16, content_type: &'static str, body: String) -> Response {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() =
+        hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(hyper::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

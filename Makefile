@@ -1,0 +1,36 @@
+# Every target brings what it needs: a machine with git, make and cargo is enough (Debian 12, Ubuntu 22.04 or newer).
+# The work is done by the scripts, which can be run without make just as well.
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: ## build and run all three on this machine; Ctrl-C stops them
+	@packaging/setup.sh build
+	@packaging/run.sh
+
+test: ## run everything that this machine can test, and say what was skipped
+	@packaging/test.sh
+
+bench: ## measure what kpulse costs on this machine
+	@packaging/setup.sh build
+	@tests/overhead/run.sh
+
+lint: ## check format and lints only
+	@packaging/setup.sh test
+	@packaging/lint.sh
+
+format: ## format the Rust and C code
+	@packaging/setup.sh test
+	@packaging/lint.sh --fix
+
+matrix: ## boot other kernels and test in them; KERNELS="5.10 newest" chooses
+	@packaging/setup.sh test
+	@tests/matrix/run.sh $(if $(KERNELS),--kernels "$(KERNELS)")
+
+fresh: ## prove `make run` in a new Debian 12 (root and debootstrap needed)
+	@tests/fresh-machine.sh
+
+clean: ## remove what was built
+	cargo clean
+
+.PHONY: help run test bench lint format matrix fresh clean

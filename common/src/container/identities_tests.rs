@@ -1,0 +1,193 @@
+use super::*;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+const ID: &str = "0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c8d9eafb";
+
+/// A directory tree that stands for a unified hierarchy.
+struct Tree {
+    root: tempfile::TempDir,
+    identities: Identities,
+}
+
+impl Tree {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("self")).unwrap();
+        let mount = root.path().join("cgroup");
+        fs::create_dir(&mount).unwrap();
+        let mountinfo = format!("34 25 0:29 / {} rw - cgroup2 cgroup2 rw\n", mount.display());
+        fs::write(root.path().join("self/mountinfo"), mountinfo).unwrap();
+        let paths = Paths { procfs: root.path().to_owned(), cgroupfs: mount, ..Paths::default() };
+        Self { identities: Identities::new(&paths), root }
+    }
+
+    fn add(&self, path: &str) -> CgroupId {
+        let directory = self.root.path().join("cgroup").join(path);
+        fs::create_dir_all(&directory).unwrap();
+        unified(fs::metadata(directory).unwrap().ino())
+    }
+
+    fn remove(&self, path: &str) {
+        fs::remove_dir_all(self.root.path().join("cgroup").join(path)).unwrap();
+    }
+
+    fn path(&mut self, cgroup: CgroupId, now: Instant) -> Option<String> {
+        self.identities.find(cgroup, now).map(|entry| entry.path.to_string())
+    }
+}
+
+fn unified(id: u64) -> CgroupId {
+    CgroupId { hierarchy: Hierarchy::Unified, id }
+}
+
+#[test]
+fn finds_paths_and_containers_by_a_walk() {
+    let mut tree = Tree::new();
+    let service = tree.add("system.slice/ssh.service");
+    let container = tree.add(&format!("system.slice/docker-{ID}.scope"));
+    let inner = tree.add(&format!("system.slice/docker-{ID}.scope/init.scope"));
+    assert_eq!(tree.identities.path(service).as_deref(), Some("/system.slice/ssh.service"));
+    assert_eq!(tree.identities.container(service), None);
+    assert_eq!(tree.identities.labels(service).map(|label| label.to_string()), ["", "", "", ""]);
+    for cgroup in [container, inner] {
+        assert_eq!(tree.identities.container(cgroup).unwrap().id, ID);
+        assert_eq!(tree.identities.labels(cgroup).map(|label| label.to_string()), ["", "", "", ID]);
+    }
+    assert_eq!(tree.identities.walks(), 1, "one walk must serve all");
+}
+
+#[test]
+fn walks_at_most_once_a_second() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    tree.add("a");
+    assert_eq!(tree.path(unified(u64::MAX), start), None);
+    let b = tree.add("b");
+    assert_eq!(tree.path(b, start + Duration::from_millis(900)), None);
+    assert_eq!(tree.identities.walks(), 1);
+    assert_eq!(tree.path(b, start + Duration::from_millis(1000)).as_deref(), Some("/b"));
+    assert_eq!(tree.identities.walks(), 2);
+    assert_eq!(tree.identities.misses(), 2);
+    assert_eq!(tree.identities.hits(), 1);
+}
+
+#[test]
+fn an_id_not_found_is_not_looked_for_again_for_a_minute() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    for second in 0..50 {
+        assert_eq!(tree.path(unified(u64::MAX), start + Duration::from_secs(second)), None);
+    }
+    assert_eq!(tree.identities.walks(), 1);
+}
+
+#[test]
+fn a_gone_cgroup_is_kept_for_five_minutes() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    let (alive, gone) = (tree.add("alive"), tree.add("gone"));
+    assert_eq!(tree.path(gone, start).as_deref(), Some("/gone"));
+    tree.remove("gone");
+    // The sweep at one minute notices; five minutes later the entry goes.
+    for minute in 1..=5 {
+        assert_eq!(
+            tree.path(gone, start + Duration::from_secs(60 * minute)).as_deref(),
+            Some("/gone"),
+            "minute {minute}"
+        );
+    }
+    assert_eq!(tree.path(gone, start + Duration::from_secs(60 * 6)), None);
+    assert_eq!(tree.path(alive, start + Duration::from_secs(60 * 6)).as_deref(), Some("/alive"));
+}
+
+#[test]
+fn memory_is_bounded_and_room_is_made_of_what_is_gone() {
+    let mut tree = Tree::new();
+    let now = Instant::now();
+    for id in 0..PATHS_MAX as u64 {
+        tree.identities.remember(unified(id << 32), "/x");
+    }
+    tree.identities.remember(unified(7), "/new");
+    assert_eq!(tree.identities.known.len(), PATHS_MAX);
+    assert!(!tree.identities.known.contains_key(&unified(7)));
+    tree.identities.known.get_mut(&unified(1 << 32)).unwrap().gone_since = Some(now);
+    tree.identities.remember(unified(7), "/new");
+    assert_eq!(tree.identities.known.len(), PATHS_MAX);
+    assert!(tree.identities.known.contains_key(&unified(7)));
+    tree.identities.unknown = (0..UNKNOWN_MAX as u64).map(|id| (unified((id << 32) | 3), now)).collect();
+    assert_eq!(tree.path(unified(u64::MAX), now), None);
+    assert!(tree.identities.unknown.len() <= UNKNOWN_MAX);
+}
+
+#[test]
+fn ids_of_two_hierarchies_are_kept_apart() {
+    let mut tree = Tree::new();
+    let a = tree.add("a");
+    assert!(tree.identities.path(a).is_some());
+    assert_eq!(tree.identities.path(CgroupId { hierarchy: Hierarchy::V1("cpu"), id: a.id }), None);
+}
+
+/// A cgroup made for one test, removed with it.
+struct RealCgroup(PathBuf);
+
+impl RealCgroup {
+    fn new(mount: &Path, name: &str) -> Option<Self> {
+        let path = mount.join(format!("kpulse-test-{}-{name}", std::process::id()));
+        fs::create_dir(&path).ok()?;
+        Some(Self(path))
+    }
+
+    fn id(&self) -> u64 {
+        fs::metadata(&self.0).unwrap().ino()
+    }
+}
+
+impl Drop for RealCgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn resolves_real_cgroups_of_this_machine() {
+    let hierarchies = Hierarchies::detect(&Paths::default());
+    let mut tried = 0;
+    let candidates = [hierarchies.of("cpu"), hierarchies.of("memory"), Hierarchy::Unified];
+    for hierarchy in candidates {
+        let Some(mount) = hierarchies.mount(hierarchy) else { continue };
+        let Some(parent) = RealCgroup::new(mount, hierarchy.name()) else { continue };
+        let Some(container) = RealCgroup::new(&parent.0, &format!("docker-{ID}.scope")) else { continue };
+        let by_walk = directories(mount).into_iter().find(|(id, _)| *id == container.id());
+        let relative = format!("/{}", container.0.strip_prefix(mount).unwrap().display());
+        assert_eq!(by_walk.map(|(_, path)| path).as_ref(), Some(&relative), "{hierarchy:?}");
+        let mut identities = Identities::new(&Paths::default());
+        let cgroup = CgroupId { hierarchy, id: container.id() };
+        assert_eq!(identities.path(cgroup).as_deref(), Some(relative.as_str()), "{hierarchy:?}");
+        tried += 1;
+    }
+    if tried == 0 {
+        eprintln!("skipped: cannot make a cgroup here (needs root and a mounted cgroup file system)");
+    }
+}
+
+#[test]
+fn resolves_a_real_cgroup_by_its_handle_and_only_while_it_exists() {
+    let hierarchies = Hierarchies::detect(&Paths::default());
+    let Some(mount) = hierarchies.mount(hierarchies.of("cpu")) else {
+        eprintln!("skipped: no cgroup hierarchy with the cpu controller is mounted");
+        return;
+    };
+    let Some(made) = RealCgroup::new(mount, "handle") else {
+        eprintln!("skipped: cannot make a cgroup below {} (needs root)", mount.display());
+        return;
+    };
+    let (id, name) = (made.id(), made.0.file_name().unwrap().to_string_lossy().into_owned());
+    let Some(found) = handle::path_of(mount, id) else {
+        eprintln!("skipped: this kernel or container does not open cgroups by handle");
+        return;
+    };
+    assert_eq!(found, format!("/{name}"));
+    drop(made);
+    assert_eq!(handle::path_of(mount, id), None);
+}

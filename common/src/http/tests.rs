@@ -1,0 +1,222 @@
+use super::*;
+use crate::metric::{MetricDef, Samples};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::time::Duration;
+
+const GAUGE: MetricDef = MetricDef::gauge("test_level", "A level.", &[]);
+
+/// A server on a free port, stopped when dropped.
+struct Running {
+    address: SocketAddr,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(handler: Handler, requests_max: usize) -> Self {
+        let listener = bind("127.0.0.1:0", "--test").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let until = async {
+                let _ = stopped.await;
+            };
+            runtime.block_on(Server::new(handler, requests_max).serve(listener, until)).unwrap();
+        });
+        Self { address, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn send(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    fn ask(&self, request: &str) -> String {
+        read(self.send(request))
+    }
+
+    fn get(&self, path: &str, headers: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn read(mut stream: TcpStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn observability(ready: Result<(), String>) -> Handler {
+    let metrics = |_: &Request| {
+        let mut samples = Samples::default();
+        samples.count(&GAUGE, &[], 7);
+        samples
+    };
+    Observability {
+        title: "test",
+        metrics: Box::new(metrics),
+        probes: Box::new(|| serde_json::json!([{"name": "p"}])),
+        ready: Box::new(move || ready.clone()),
+    }
+    .handler()
+}
+
+#[test]
+fn serves_every_endpoint() {
+    let server = Running::start(observability(Err("still loading".into())), 4);
+    for (path, status, content) in [
+        ("/metrics", "200 OK", "test_level 7\n"),
+        ("/metrics?x=1", "200 OK", "test_level 7\n"),
+        ("/probes", "200 OK", "[{\"name\":\"p\"}]"),
+        ("/-/healthy", "200 OK", "test is healthy."),
+        ("/-/ready", "503 Service Unavailable", "test is not ready: still loading"),
+        ("/", "200 OK", "<a href=\"/metrics\">"),
+        ("/nothing", "404 Not Found", "Not found."),
+    ] {
+        let answer = server.get(path, "");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(content),
+            "{path}: {answer}"
+        );
+    }
+    assert!(Running::start(observability(Ok(())), 4).get("/-/ready", "").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn negotiates_the_format_of_the_metrics() {
+    let server = Running::start(observability(Ok(())), 4);
+    let text = server.get("/metrics", "");
+    assert!(text.contains("content-type: text/plain; version=0.0.4") && !text.contains("# EOF"), "{text}");
+    let open =
+        server.get("/metrics", "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n");
+    assert!(open.contains("content-type: application/openmetrics-text; version=1.0.0"), "{open}");
+    assert!(open.ends_with("# EOF\n"), "{open}");
+    let malformed = server.get("/metrics", "Accept: application/openmetrics-text;q=high\r\n");
+    assert!(malformed.contains("text/plain; version=0.0.4"), "{malformed}");
+}
+
+#[test]
+fn head_gives_the_headers_of_get_and_no_body() {
+    let server = Running::start(observability(Ok(())), 4);
+    let length = |answer: &str| {
+        let line = answer.lines().find_map(|line| line.strip_prefix("content-length: "));
+        line.unwrap().trim().parse::<usize>().unwrap()
+    };
+    let get = server.get("/metrics", "");
+    let head = server.ask("HEAD /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(length(&get), length(&head));
+    assert!(head.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[test]
+fn refuses_what_is_neither_get_nor_head() {
+    let server = Running::start(observability(Ok(())), 4);
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "BREW"] {
+        let request = format!(
+            "{method} /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        let answer = server.ask(&request);
+        assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: GET, HEAD"), "{answer}");
+    }
+}
+
+#[test]
+fn garbage_gets_an_answer_and_leaves_the_server_alive() {
+    let server = Running::start(observability(Ok(())), 4);
+    assert!(server.ask("\x16\x03\x01 not http\r\n\r\n").starts_with("HTTP/1.1 400"));
+    let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(64 << 10));
+    let answer = server.ask(&long);
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    assert!(server.get("/-/healthy", "").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn answers_503_beyond_the_bound_and_serves_again_after() {
+    let (entered, has_entered) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let handler: Handler = Arc::new(move |_| {
+        entered.send(()).unwrap();
+        released.lock().unwrap().recv().unwrap();
+        text(200, "done")
+    });
+    let server = Running::start(handler, 1);
+    let first = server.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    has_entered.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(server.get("/", "").starts_with("HTTP/1.1 503"));
+    release.send(()).unwrap();
+    assert!(read(first).ends_with("done"));
+    release.send(()).unwrap();
+    assert!(server.get("/", "").ends_with("done"));
+}
+
+#[test]
+fn finishes_an_answer_that_is_under_way_when_it_stops() {
+    let (entered, has_entered) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let handler: Handler = Arc::new(move |_| {
+        entered.send(()).unwrap();
+        released.lock().unwrap().recv().unwrap();
+        text(200, "done")
+    });
+    let mut server = Running::start(handler, 1);
+    let stream = server.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    has_entered.recv_timeout(Duration::from_secs(10)).unwrap();
+    let stop = std::mem::replace(&mut server.stop, Some(tokio::sync::oneshot::channel().0));
+    stop.unwrap().send(()).unwrap();
+    release.send(()).unwrap();
+    assert!(read(stream).ends_with("done"));
+}
+
+#[test]
+fn a_panicking_handler_is_an_error_of_one_request() {
+    let handler: Handler = Arc::new(|request| {
+        assert!(request.path != "/bad", "on purpose");
+        text(200, "fine")
+    });
+    let server = Running::start(handler, 1);
+    assert!(server.get("/bad", "").starts_with("HTTP/1.1 500"));
+    assert!(server.get("/good", "").ends_with("fine"));
+}
+
+#[test]
+fn decodes_paths_and_queries() {
+    let handler: Handler = Arc::new(|request| {
+        let names = request.values("collect[]").collect::<Vec<_>>().join("|");
+        text(200, format!("{} {names}", request.path))
+    });
+    let server = Running::start(handler, 4);
+    let answer = server.get("/a%20b?collect%5B%5D=one&collect[]=t+w%6F&x&&collect[]=%zz", "");
+    assert!(answer.ends_with("/a b one|t wo|%zz"), "{answer}");
+}
+
+#[test]
+fn an_address_that_cannot_be_used_says_why_and_names_the_flag() {
+    for address in ["", ":", ":x", ":99999", "nonsense", "127.0.0.1", "300.1.1.1:1"] {
+        let error = bind(address, "--web.listen-address").unwrap_err();
+        assert!(matches!(error, HttpError::Address { .. }), "{address}: {error}");
+        assert!(error.to_string().contains("--web.listen-address"), "{error}");
+    }
+    let first = bind("127.0.0.1:0", "--test").unwrap();
+    let address = first.local_addr().unwrap().to_string();
+    let error = bind(&address, "--web.listen-address").unwrap_err();
+    assert!(matches!(error, HttpError::Taken { .. }), "{error}");
+    let expected = format!(
+        "cannot listen on {address}: another process has this port; stop it, or choose another with \
+         --web.listen-address"
+    );
+    assert_eq!(error.to_string(), expected);
+}

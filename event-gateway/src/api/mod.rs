@@ -1,0 +1,94 @@
+//! What was there in the last minutes? Answers events as JSON, and hosts the page.
+//!
+//! Only for this machine: the address is a loopback address, and a request must name it as such, since a web page
+//! of another origin can point its own name at 127.0.0.1.
+
+pub mod since;
+
+use crate::page;
+use crate::sink::local::{Query, Reader};
+use kpulse_common::http::{Handler, Request, Response, html, text, typed};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Events in one answer unless it is asked for another number.
+const LIMIT_DEFAULT: usize = 100;
+/// Most events in one answer.
+const LIMIT_MAX: usize = 1_000;
+
+/// The handler of the API's address.
+pub fn handler(store: PathBuf) -> Handler {
+    Arc::new(move |request| {
+        if !is_local(request) {
+            return text(403, "This address is only for clients that call it localhost.\n");
+        }
+        let answer = match request.path.as_str() {
+            "/" => query(request).map(|query| {
+                find(&store, &query).map(|found| html(page::render(&found, query.kind.as_deref())))
+            }),
+            "/api/v1/events" => {
+                query(request).map(|query| find(&store, &query).map(|found| json_array(&found)))
+            }
+            _ => return text(404, "Not found.\n"),
+        };
+        match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                tracing::error!("a request could not be answered: {error:#}");
+                text(503, format!("The event store cannot be read: {error:#}\n"))
+            }
+            Err(why) => text(400, why + "\n"),
+        }
+    })
+}
+
+fn find(store: &std::path::Path, query: &Query) -> anyhow::Result<Vec<String>> {
+    Reader::open(store)?.newest(query)
+}
+
+/// The documents, which are JSON already, as an array in the order of time.
+fn json_array(newest_first: &[String]) -> Response {
+    let documents: Vec<&str> = newest_first.iter().rev().map(String::as_str).collect();
+    typed(200, "application/json", format!("[{}]\n", documents.join(",\n")))
+}
+
+fn query(request: &Request) -> Result<Query, String> {
+    let mut query = Query { limit: LIMIT_DEFAULT, ..Query::default() };
+    for (name, value) in request.query.iter().filter(|(_, value)| !value.is_empty()) {
+        match name.as_str() {
+            "since" => query.since = Some(since::parse(value)?),
+            "kind" => query.kind = Some(value.clone()),
+            "container" => query.container = Some(value.clone()),
+            "pid" => {
+                query.pid = Some(value.parse().map_err(|_| format!("pid is not a process id: {value:?}"))?)
+            }
+            "limit" => {
+                let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                query.limit =
+                    limit.ok_or_else(|| format!("limit must be from 1 to {LIMIT_MAX}: {value:?}"))?;
+            }
+            other => {
+                return Err(format!(
+                    "unknown parameter {other:?}; there are since, kind, container, pid and limit"
+                ));
+            }
+        }
+    }
+    Ok(query)
+}
+
+/// Whether the client calls this server by a loopback name; HTTP/1.0 sends none.
+fn is_local(request: &Request) -> bool {
+    let Some(host) = request.headers.get("host") else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let without_port = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    without_port.eq_ignore_ascii_case("localhost")
+        || without_port.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+use super::*;
+use kpulse_common::clock::boot_ns;
+use kpulse_common::container::{CgroupId, Hierarchy};
+use serde_json::json;
+
+const ID: &str = "0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c8d9eafb";
+const POD: &str = "8dbc5577-d0e2-4706-8787-57d52c03ddf2";
+
+pub(crate) fn fact() -> Fact {
+    Fact {
+        probe: "packet_drop",
+        kind: "packet_drop",
+        boot_ns: boot_ns(),
+        value_ns: Some(12),
+        threshold_ns: Some(10),
+        cpu: 1,
+        pid: std::process::id(),
+        tid: std::process::id() + 1,
+        comm: "worker".to_owned(),
+        cgroup: None,
+        suppressed: 3,
+        kernel_stack: vec!["kfree_skb".to_owned()],
+        user_stack: Vec::new(),
+        body: json!({"reason": "NO_SOCKET", "device": null, "source": {"port": 1, "name": null}}),
+    }
+}
+
+fn decode(document: &Document) -> Value {
+    serde_json::from_str(&document.json).unwrap()
+}
+
+fn enrich() -> Enrich {
+    Enrich::new(&Paths::default(), BTreeMap::from([("region".to_owned(), "eu-1".to_owned())]))
+}
+
+#[test]
+fn names_process_host_and_measurement() {
+    let document = enrich().document(fact());
+    let event = decode(&document);
+    assert_eq!(event["event"]["action"], "packet_drop");
+    assert_eq!(event["event"]["duration"], 12);
+    assert_eq!(event["event"]["id"], document.id);
+    assert_eq!(event["process"]["pid"], std::process::id());
+    assert_eq!(event["process"]["executable"], std::env::current_exe().unwrap().to_string_lossy().as_ref());
+    assert_eq!(event["process"]["thread"], json!({"id": std::process::id() + 1, "name": "worker"}));
+    assert_ne!(event["process"]["name"], "worker", "the process is not named by one of its other threads");
+    assert_eq!(event["labels"], json!({"region": "eu-1"}));
+    assert_eq!(event["kpulse"]["suppressed"], 3);
+    assert_eq!(event["kpulse"]["stack"], json!({"kernel": ["kfree_skb"]}));
+    assert_eq!(event["kpulse"]["packet_drop"], json!({"reason": "NO_SOCKET", "source": {"port": 1}}));
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(event["host"]["os"]["kernel"], kernel.trim());
+    assert!(event.get("container").is_none() && event["kpulse"].get("cgroup").is_none());
+}
+
+#[test]
+fn an_event_of_a_gone_process_is_sent_with_what_is_known() {
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let pid = child.id();
+    let event = decode(&enrich().document(Fact { pid, tid: pid, ..fact() }));
+    assert_eq!(
+        event["process"],
+        json!({"pid": pid, "name": "worker", "thread": {"id": pid, "name": "worker"}})
+    );
+    let event = decode(&enrich().document(Fact { pid: 0, tid: 0, ..fact() }));
+    assert!(event.get("process").is_none());
+}
+
+#[test]
+fn a_container_is_named_by_its_cgroup() {
+    let root = tempfile::tempdir().unwrap();
+    let mount = root.path().join("cgroup");
+    let directory = mount.join(format!("kubepods/burstable/pod{POD}/{ID}"));
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::create_dir(root.path().join("self")).unwrap();
+    let mountinfo = format!("34 25 0:29 / {} rw - cgroup2 cgroup2 rw\n", mount.display());
+    std::fs::write(root.path().join("self/mountinfo"), mountinfo).unwrap();
+    let paths = Paths { procfs: root.path().into(), cgroupfs: mount, ..Paths::default() };
+    let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&directory).unwrap());
+    let cgroup = Some(CgroupId { hierarchy: Hierarchy::Unified, id });
+    let mut enrich = Enrich::new(&paths, BTreeMap::new());
+    let document = enrich.document(Fact { cgroup, ..fact() });
+    let event = decode(&document);
+    assert_eq!(document.container.as_deref(), Some(ID));
+    assert_eq!(event["container"], json!({"id": ID}));
+    assert_eq!(event["orchestrator"], json!({"type": "kubernetes"}));
+    assert_eq!(event["kubernetes"], json!({"pod": {"uid": POD}}));
+    let path = format!("/kubepods/burstable/pod{POD}/{ID}");
+    assert_eq!(event["kpulse"]["cgroup"], json!({"id": id, "hierarchy": "unified", "path": path}));
+    assert!(event.get("labels").is_none());
+}
+
+#[test]
+fn a_body_that_is_no_object_is_kept() {
+    assert_eq!(Value::Object(body(json!(7))), json!({"value": 7}));
+    assert_eq!(Value::Object(body(Value::Null)), json!({}));
+}

@@ -1,0 +1,75 @@
+//! What does the gateway say about itself to Prometheus?
+
+use crate::spool::Spool;
+use crate::tally::Tally;
+use kpulse_common::metric::{Label, MetricDef, Samples};
+
+const PROBE: &[Label] = &[Label::Named("probe")];
+
+const PRODUCED: MetricDef = MetricDef::counter(
+    "kpulse_events_produced_total",
+    "Times the kernel saw a threshold reached; equals stored, waiting and lost together.",
+    PROBE,
+);
+const STORED: MetricDef =
+    MetricDef::counter("kpulse_events_stored_total", "Events that the sink acknowledged.", PROBE);
+const LOST: MetricDef = MetricDef::counter(
+    "kpulse_records_lost_total",
+    "Records that did not become stored events, by reason.",
+    &[Label::Named("probe"), Label::Named("reason")],
+);
+const DELAY: MetricDef = MetricDef::histogram(
+    "kpulse_event_delay_seconds",
+    "Time from the kernel's stamp to the sink's acknowledgement.",
+    &[],
+);
+const SPOOL_EVENTS: MetricDef =
+    MetricDef::gauge("kpulse_spool_events", "Events that wait for the sink or its acknowledgement.", &[]);
+const SPOOL_BYTES: MetricDef =
+    MetricDef::gauge("kpulse_spool_bytes", "Size of the events that wait for the sink.", &[]);
+const SPOOL_EVENTS_MAX: MetricDef =
+    MetricDef::gauge("kpulse_spool_capacity_events", "Events that may wait for the sink.", &[]);
+const SPOOL_BYTES_MAX: MetricDef =
+    MetricDef::gauge("kpulse_spool_capacity_bytes", "Size that the waiting events may have.", &[]);
+const SINK_BYTES: MetricDef =
+    MetricDef::gauge("kpulse_sink_bytes", "Size of what the sink holds on disk.", &[Label::Named("sink")]);
+const SINK_UP: MetricDef =
+    MetricDef::gauge("kpulse_sink_up", "Whether the sink took the last batch.", &[Label::Named("sink")]);
+const RETRIES: MetricDef = MetricDef::counter(
+    "kpulse_sink_retries_total",
+    "Batches that the sink could not take and that were tried again.",
+    &[Label::Named("sink")],
+);
+const EXPIRED: MetricDef = MetricDef::counter(
+    "kpulse_events_expired_total",
+    "Stored events that retention removed.",
+    &[Label::Named("reason")],
+);
+
+/// Adds the pipeline's own families.
+pub fn pipeline(spool: &Spool, tally: &Tally, sink: &str, out: &mut Samples) {
+    let counts = tally.counts();
+    for (probe, its) in &counts.probes {
+        if let Some(produced) = its.produced {
+            out.count(&PRODUCED, &[probe], produced);
+        }
+        out.count(&STORED, &[probe], its.stored);
+        for (reason, count) in its.lost_in_kernel.iter().chain(&its.lost_here) {
+            out.count(&LOST, &[probe, reason], *count);
+        }
+    }
+    out.histogram(&DELAY, &[], counts.delay);
+    let (depth, capacity) = (spool.depth(), spool.capacity());
+    out.count(&SPOOL_EVENTS, &[], depth.events as u64 + counts.in_flight);
+    out.count(&SPOOL_BYTES, &[], depth.bytes as u64);
+    out.count(&SPOOL_EVENTS_MAX, &[], capacity.events as u64);
+    out.count(&SPOOL_BYTES_MAX, &[], capacity.bytes as u64);
+    if let Some(bytes) = counts.sink_bytes {
+        out.count(&SINK_BYTES, &[sink], bytes);
+    }
+    out.count(&SINK_UP, &[sink], u64::from(counts.sink_error.is_none()));
+    out.count(&RETRIES, &[sink], counts.retries);
+    for (reason, count) in counts.expired {
+        out.count(&EXPIRED, &[reason], count);
+    }
+}

@@ -1,0 +1,66 @@
+//! The pipeline: rings → enrich → spool → route → sink, on two threads.
+//!
+//! The ring thread never waits for the sink, and the sink's thread never touches a ring; the spool between them is
+//! bounded.
+
+use crate::enrich::Enrich;
+use crate::ring::{self, Ring};
+use crate::route::Route;
+use crate::sink::Sink;
+use crate::spool::Spool;
+use crate::tally::Tally;
+use anyhow::{Context, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+/// The running threads.
+pub struct Pipeline {
+    spool: Arc<Spool>,
+    stop: Arc<AtomicBool>,
+    ring_thread: Option<JoinHandle<()>>,
+    sink_thread: JoinHandle<()>,
+}
+
+impl Pipeline {
+    /// Starts the threads. Without a ring only what the spool already holds is delivered.
+    pub fn start(
+        ring: Option<Box<dyn Ring>>,
+        mut enrich: Enrich,
+        spool: &Arc<Spool>,
+        mut sink: Box<dyn Sink>,
+        tally: &Arc<Tally>,
+    ) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (its_spool, its_tally) = (spool.clone(), tally.clone());
+        let sink_thread = Builder::new()
+            .name("sink".to_owned())
+            .spawn(move || Route::new(&its_spool, sink.as_mut(), &its_tally).run())
+            .context("cannot start the sink's thread")?;
+        let (its_spool, its_tally, its_stop) = (spool.clone(), tally.clone(), stop.clone());
+        let read = |mut ring: Box<dyn Ring>| {
+            let read = move || ring::read(ring.as_mut(), &mut enrich, &its_spool, &its_tally, &its_stop);
+            Builder::new()
+                .name("ring".to_owned())
+                .spawn(read)
+                .context("cannot start the thread that reads the rings")
+        };
+        let ring_thread = ring.map(read).transpose()?;
+        Ok(Self { spool: spool.clone(), stop, ring_thread, sink_thread })
+    }
+
+    /// Drains the rings, then the spool. The probes should be detached before: else the rings never run dry.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        if self.ring_thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the ring thread had panicked");
+        }
+        self.spool.close();
+        if self.sink_thread.join().is_err() {
+            tracing::error!("the sink's thread had panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

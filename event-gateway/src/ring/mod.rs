@@ -1,0 +1,78 @@
+//! From the kernel's rings into the spool: one thread that drains, enriches, encodes, and counts.
+
+use crate::enrich::Enrich;
+use crate::spool::{Document, Spool};
+use crate::tally::{QUEUE_FULL, Tally};
+use kpulse_exporter_ebpf::{EventStream, Fact, Loss};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest wait for a record; also how soon a stop is noticed.
+const WAIT: Duration = Duration::from_millis(100);
+/// How often the kernel's own counts are read.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest time for what is left in the rings at the end.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// The rings of all probes, as the ring thread sees them.
+pub trait Ring: Send {
+    /// Waits for a record; whether there is one.
+    fn wait(&self, timeout: Duration) -> io::Result<bool>;
+    /// Hands over a bounded number of decoded records.
+    fn drain(&mut self, each: &mut dyn FnMut(Fact));
+    /// Losses between the kernel and here, totals since the start.
+    fn losses(&mut self) -> Vec<Loss>;
+    /// Threshold crossings that the kernel counted, totals since the start.
+    fn produced(&mut self) -> Vec<(&'static str, u64)>;
+}
+
+impl Ring for EventStream {
+    fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        EventStream::wait(self, timeout)
+    }
+
+    fn drain(&mut self, each: &mut dyn FnMut(Fact)) {
+        EventStream::drain(self, each);
+    }
+
+    fn losses(&mut self) -> Vec<Loss> {
+        EventStream::losses(self)
+    }
+
+    fn produced(&mut self) -> Vec<(&'static str, u64)> {
+        EventStream::produced(self)
+    }
+}
+
+/// Drains until `stop` is set, then until the rings are empty.
+pub fn read(ring: &mut dyn Ring, enrich: &mut Enrich, spool: &Spool, tally: &Tally, stop: &AtomicBool) {
+    let mut counted_at: Option<Instant> = None;
+    while !stop.load(Ordering::Acquire) {
+        if let Err(error) = ring.wait(WAIT) {
+            tracing::error!(%error, "cannot wait for the rings; they are polled instead");
+            std::thread::sleep(WAIT);
+        }
+        drain(ring, enrich, spool, tally);
+        if counted_at.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
+            counted_at = Some(Instant::now());
+            tally.in_kernel(&ring.produced(), &ring.losses());
+        }
+    }
+    let deadline = Instant::now() + DRAIN_MAX;
+    while drain(ring, enrich, spool, tally) > 0 && Instant::now() < deadline {}
+    tally.in_kernel(&ring.produced(), &ring.losses());
+}
+
+/// One bounded round over all rings; how many records there were.
+fn drain(ring: &mut dyn Ring, enrich: &mut Enrich, spool: &Spool, tally: &Tally) -> usize {
+    let mut drained = 0;
+    ring.drain(&mut |fact| {
+        drained += 1;
+        let given_way = spool.push(enrich.document(fact));
+        if !given_way.is_empty() {
+            tally.lost(QUEUE_FULL, &given_way as &[Document]);
+        }
+    });
+    drained
+}

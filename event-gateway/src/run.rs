@@ -1,0 +1,209 @@
+//! `kpulse-event-gateway run`: the whole gateway in one process, with the embedded store.
+
+use crate::config::{Config, event_probes};
+use crate::enrich::Enrich;
+use crate::pipeline::Pipeline;
+use crate::ring::Ring;
+use crate::sink::local::{FILE, LocalSink};
+use crate::spool::Spool;
+use crate::tally::Tally;
+use crate::{api, metrics};
+use anyhow::{Context, Result};
+use kpulse_common::cli::{self, CommonFlags, Shutdown};
+use kpulse_common::config::{Value, changed_keys};
+use kpulse_common::http::{self, Handler, Observability};
+use kpulse_common::metric::Samples;
+use kpulse_common::paths::Paths;
+use kpulse_common::{logging, self_metrics};
+use kpulse_exporter_ebpf::ProbeSet;
+use serde_json::json;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+/// The probes; `None` until they are loaded, and again once they are detached.
+type Probes = Arc<Mutex<Option<ProbeSet>>>;
+
+/// What the endpoints show.
+struct Shared {
+    probes: Probes,
+    spool: Arc<Spool>,
+    tally: Arc<Tally>,
+    paths: Paths,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(common: &CommonFlags, overrides: &[(String, Value)]) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let result = runtime.block_on(async {
+        // Before anything else, so that a signal during the start ends it cleanly.
+        let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
+        let config = Config::load(common, overrides.to_vec())?;
+        logging::init(config.log.level, config.log.format)?;
+        serve(config, common, overrides, &mut shutdown).await
+    });
+    // A start that was interrupted may still be loading probes; the kernel takes them out when the process ends.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(
+    config: Config,
+    common: &CommonFlags,
+    overrides: &[(String, Value)],
+    shutdown: &mut Shutdown,
+) -> Result<()> {
+    let web = http::bind(&config.web.listen_address, "--web.listen-address")?;
+    let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
+    let store = cli::state_dir().join(FILE);
+    let sink = Box::new(LocalSink::open(&store, config.output.local.clone())?);
+    let shared = Arc::new(Shared {
+        probes: Probes::default(),
+        spool: Arc::new(Spool::new(config.capacity())),
+        tally: Arc::new(Tally::default()),
+        paths: config.path.clone(),
+    });
+    announce(&web, &api, &store);
+    let (stop_http, stopped) = watch::channel(());
+    let servers = [(web, observability(shared.clone())), (api, api::handler(store))]
+        .map(|(listener, handler)| tokio::spawn(answer(listener, handler, stopped.clone())));
+
+    let loading = load(&config, &shared.probes)?;
+    let ring = tokio::select! {
+        ring = loading => ring.context("the probes could not be loaded")?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    let enrich = Enrich::new(&config.path, config.labels.clone());
+    let pipeline = Pipeline::start(ring, enrich, &shared.spool, sink, &shared.tally)?;
+    cli::notify_ready();
+    until_shutdown(config, common, overrides, shutdown).await?;
+
+    cli::notify_stopping();
+    tracing::info!("stopping");
+    let probes = shared.probes.clone();
+    let stopping = tokio::task::spawn_blocking(move || {
+        // Detached first: then what is in the rings is all there will be.
+        drop(probes.lock().unwrap_or_else(PoisonError::into_inner).take());
+        pipeline.stop();
+    });
+    stopping.await.context("the pipeline did not stop")?;
+    drop(stop_http);
+    for server in servers {
+        // A server that failed has said so.
+        let _ = server.await;
+    }
+    Ok(())
+}
+
+fn announce(web: &TcpListener, api: &TcpListener, store: &Path) {
+    let address = |listener: &TcpListener| listener.local_addr().map(|it| it.to_string()).unwrap_or_default();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        web = address(web),
+        api = address(api),
+        store = %store.display(),
+        "kpulse-event-gateway starts"
+    );
+}
+
+async fn answer(listener: TcpListener, handler: Handler, mut stopped: watch::Receiver<()>) {
+    let until = async move {
+        // The sender is dropped to stop; it never sends.
+        let _ = stopped.changed().await;
+    };
+    if let Err(error) = http::serve(listener, handler, until).await {
+        tracing::error!("an HTTP server ended: {error}");
+    }
+}
+
+/// Loads the probes on a thread of their own, which a shutdown need not wait for.
+fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Option<Box<dyn Ring>>>> {
+    let (loaded, loading) = oneshot::channel();
+    let (options, probes) = (config.load_options(), probes.clone());
+    let load = move || {
+        let mut set = ProbeSet::load(&event_probes().collect::<Vec<_>>(), &options);
+        let ring = match set.take_events() {
+            Ok(events) => Some(Box::new(events) as Box<dyn Ring>),
+            Err(error) => {
+                tracing::error!("no event will come from this kernel: {error}; /probes says why");
+                None
+            }
+        };
+        *probes.lock().unwrap_or_else(PoisonError::into_inner) = Some(set);
+        // A receiver that is gone means the process is ending.
+        let _ = loaded.send(ring);
+    };
+    std::thread::Builder::new()
+        .name("load".to_owned())
+        .spawn(load)
+        .context("cannot start the thread that loads probes")?;
+    Ok(loading)
+}
+
+/// Waits for the end; SIGHUP reads the configuration again meanwhile.
+async fn until_shutdown(
+    mut config: Config,
+    common: &CommonFlags,
+    overrides: &[(String, Value)],
+    shutdown: &mut Shutdown,
+) -> Result<()> {
+    let mut hang_up = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+    loop {
+        tokio::select! {
+            () = shutdown.wait() => return Ok(()),
+            _ = hang_up.recv() => reload(&mut config, common, overrides),
+        }
+    }
+}
+
+/// Takes over the log level; the rest needs a restart, and that is said.
+fn reload(config: &mut Config, common: &CommonFlags, overrides: &[(String, Value)]) {
+    let new = match Config::load(common, overrides.to_vec()) {
+        Ok(new) => new,
+        Err(error) => return tracing::error!("the configuration stays as it was: {error:#}"),
+    };
+    if let Err(error) = logging::set_level(new.log.level) {
+        tracing::error!("the log level stays as it was: {error}");
+    }
+    config.log.level = new.log.level;
+    match changed_keys(config, &new).as_slice() {
+        [] => tracing::info!("the configuration was read again"),
+        keys => tracing::warn!("restart to apply what changed: {}", keys.join(", ")),
+    }
+}
+
+fn observability(shared: Arc<Shared>) -> Handler {
+    let (for_metrics, for_probes, for_ready) = (shared.clone(), shared.clone(), shared);
+    let observability = Observability {
+        title: "kpulse-event-gateway",
+        metrics: Box::new(move |_| for_metrics.samples()),
+        probes: Box::new(move || {
+            for_probes.with_probes(|set| json!(set.status())).unwrap_or_else(|| json!([]))
+        }),
+        ready: Box::new(move || for_ready.ready()),
+    };
+    observability.handler()
+}
+
+impl Shared {
+    fn with_probes<T>(&self, show: impl FnOnce(&ProbeSet) -> T) -> Option<T> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(show)
+    }
+
+    fn samples(&self) -> Samples {
+        let mut out = Samples::default();
+        self_metrics::build_info("kpulse-event-gateway", &mut out);
+        self_metrics::process(&self.paths, &mut out);
+        self.with_probes(|set| set.self_metrics(&mut out));
+        metrics::pipeline(&self.spool, &self.tally, "local", &mut out);
+        out
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.with_probes(|_| ()).ok_or("the probes are being loaded or detached")?;
+        self.tally.counts().sink_error.map_or(Ok(()), Err)
+    }
+}

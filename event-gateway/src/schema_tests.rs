@@ -1,0 +1,114 @@
+//! The committed schema is the generated one, and real documents obey it.
+
+use crate::enrich::Enrich;
+use kpulse_common::container::{CgroupId, Hierarchy};
+use kpulse_common::paths::Paths;
+use kpulse_exporter_ebpf::Fact;
+use proptest::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const COMMITTED: &str = include_str!("../schema/event.schema.json");
+
+#[test]
+fn the_committed_schema_is_the_generated_one() {
+    let generated = serde_json::to_string_pretty(&kpulse_common::event::schema()).unwrap() + "\n";
+    assert!(
+        COMMITTED == generated,
+        "event-gateway/schema/event.schema.json is stale: write the output of \"kpulse-event-gateway schema\" there"
+    );
+}
+
+fn any_fact() -> impl Strategy<Value = Fact> {
+    let numbers = (
+        any::<u64>(),
+        any::<Option<u64>>(),
+        any::<Option<u64>>(),
+        any::<u32>(),
+        any::<u32>(),
+        any::<u32>(),
+        any::<u64>(),
+    );
+    let texts = (
+        any::<String>(),
+        prop::collection::vec(any::<String>(), 0..4),
+        prop::collection::vec(any::<String>(), 0..4),
+    );
+    let cgroup = prop::option::of((any::<u64>(), any::<bool>()));
+    (numbers, texts, cgroup, any::<Option<u32>>()).prop_map(|(numbers, texts, cgroup, field)| Fact {
+        probe: "packet_drop",
+        kind: "packet_drop",
+        boot_ns: numbers.0,
+        value_ns: numbers.1,
+        threshold_ns: numbers.2,
+        cpu: numbers.3,
+        pid: numbers.4,
+        tid: numbers.5,
+        suppressed: numbers.6,
+        comm: texts.0,
+        kernel_stack: texts.1,
+        user_stack: texts.2,
+        cgroup: cgroup.map(|(id, is_v1)| CgroupId {
+            id,
+            hierarchy: if is_v1 { Hierarchy::V1("cpu") } else { Hierarchy::Unified },
+        }),
+        body: serde_json::json!({"reason": "NO_SOCKET", "port": field}),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn every_document_obeys_the_schema_and_reads_back(fact in any_fact()) {
+        let schema: Value = serde_json::from_str(COMMITTED).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let document = Enrich::new(&Paths::default(), BTreeMap::new()).document(fact);
+        let value: Value = serde_json::from_str(&document.json).unwrap();
+        let errors: Vec<_> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        prop_assert!(errors.is_empty(), "{errors:?} in {}", document.json);
+        prop_assert!(!document.json.contains("null"), "{}", document.json);
+        let event: kpulse_common::event::Event = serde_json::from_str(&document.json).unwrap();
+        prop_assert_eq!(serde_json::to_value(&event).unwrap(), value);
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_no_event_may_be() {
+    let schema: Value = serde_json::from_str(COMMITTED).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let fact = Fact {
+        probe: "packet_drop",
+        kind: "packet_drop",
+        boot_ns: 1,
+        value_ns: Some(1),
+        threshold_ns: Some(1),
+        cpu: 0,
+        pid: 1,
+        tid: 1,
+        comm: "x".to_owned(),
+        cgroup: None,
+        suppressed: 0,
+        kernel_stack: vec!["f".to_owned()],
+        user_stack: Vec::new(),
+        body: serde_json::json!({"reason": "x"}),
+    };
+    let good: Value =
+        serde_json::from_str(&Enrich::new(&Paths::default(), BTreeMap::new()).document(fact).json).unwrap();
+    assert!(validator.is_valid(&good));
+    let bad = |pointer: &str, value: Value| {
+        let mut document = good.clone();
+        *document.pointer_mut(pointer).unwrap() = value;
+        assert!(!validator.is_valid(&document), "{pointer}");
+    };
+    bad("/@timestamp", Value::Null);
+    bad("/process", Value::Null);
+    bad("/process/pid", "1".into());
+    bad("/kpulse/packet_drop", "text".into());
+    bad("/kpulse/value_ns", (-1).into());
+    bad("/kpulse/stack/kernel", serde_json::json!([1]));
+    for required in ["@timestamp", "event", "host", "kpulse"] {
+        let mut document = good.clone();
+        document.as_object_mut().unwrap().remove(required);
+        assert!(!validator.is_valid(&document), "{required} is missing");
+    }
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What every record of every ring begins with. This is the only place that says so: Rust is generated from it. */
+#ifndef KPULSE_RECORD_H
+#define KPULSE_RECORD_H
+
+#ifndef __bpf__
+#include <linux/types.h>
+#endif
+
+#define COMM_BYTES 16
+#define STACK_FRAMES 32
+/* A value that could not be measured. */
+#define UNKNOWN_U64 0xffffffffffffffffULL
+
+struct record_header {
+	__u64 boot_ns; /* end of what is told, CLOCK_BOOTTIME */
+	__u64 value_ns; /* UNKNOWN_U64 where the event is a fact, not a duration */
+	__u64 threshold_ns; /* UNKNOWN_U64 likewise */
+	__u64 cgroup_id; /* in the hierarchy of the probe's controller; 0 = not known */
+	__u64 suppressed_total; /* by the rate limit, for this cgroup, since its bucket was made */
+	__u32 tgid; /* 0 = no task to name */
+	__u32 tid;
+	__u32 cpu;
+	__s32 stack_bytes; /* negative = errno */
+	__u8 comm[COMM_BYTES];
+	__u64 stack[STACK_FRAMES]; /* kernel, innermost first */
+};
+_Static_assert(sizeof(struct record_header) == 328, "Rust reads this layout");
+
+/* Where the records of a ring went: produced = sent + suppressed + ring_full. */
+struct ring_counts {
+	__u64 produced;
+	__u64 suppressed;
+	__u64 ring_full;
+};
+_Static_assert(sizeof(struct ring_counts) == 24, "Rust reads this layout");
+
+#endif

@@ -1,0 +1,11 @@
+//! Types that BPF programs and Rust share, generated from `include/record.h` and `include/histogram.h`.
+#![allow(
+    missing_docs,
+    dead_code,
+    non_camel_case_types,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated from C headers"
+)]
+
+include!(concat!(env!("OUT_DIR"), "/abi.rs"));

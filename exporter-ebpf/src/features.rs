@@ -1,0 +1,174 @@
+//! What the running kernel allows, found by trying and never by its version.
+
+use crate::btf::KernelTypes;
+use kpulse_common::paths::Paths;
+use std::fs;
+use std::io;
+
+const MAP_CREATE: i32 = 0;
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_RINGBUF: u32 = 27;
+
+/// Something that a probe may need of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// The kernel's own types, for CO-RE. Since 5.2, with CONFIG_DEBUG_INFO_BTF.
+    Btf,
+    /// The bpf() system call, and the right to use it.
+    Bpf,
+    /// BPF ring buffers. Since 5.8.
+    RingBuffer,
+    /// Software perf events on whole CPUs.
+    CpuClock,
+    /// Names of kernel addresses: a readable kallsyms. No probe needs it; stacks have no names without.
+    KernelSymbols,
+    /// Reasons of packet drops. Since 5.17; before, the kernel function that dropped stands for it.
+    DropReasons,
+}
+
+impl Feature {
+    const ALL: [Self; 6] =
+        [Self::Btf, Self::Bpf, Self::RingBuffer, Self::CpuClock, Self::KernelSymbols, Self::DropReasons];
+
+    /// `Ok` when the kernel has it, otherwise why not and what would help, in one sentence.
+    pub fn check(self, paths: &Paths) -> Result<(), String> {
+        match self {
+            Self::Btf => {
+                let path = paths.sysfs.join("kernel/btf/vmlinux");
+                fs::File::open(&path).map(drop).map_err(|error| {
+                    format!("cannot read the kernel's types in {}: {error}; use a kernel with CONFIG_DEBUG_INFO_BTF=y, \
+                             or point --path.sysfs at the host's /sys", path.display())
+                })
+            }
+            Self::Bpf => create_map(MAP_TYPE_ARRAY, 4, 8, 1).map_err(|error| refused("bpf()", &error)),
+            Self::RingBuffer => {
+                let page = u32::try_from(page_bytes()).unwrap_or(4096);
+                create_map(MAP_TYPE_RINGBUF, 0, 0, page).map_err(|error| refused("a BPF ring buffer", &error))
+            }
+            Self::CpuClock => open_cpu_clock().map_err(|error| {
+                format!("the kernel refused a perf event on a CPU: {error}; run as root or grant CAP_PERFMON, and see \
+                         kernel.perf_event_paranoid")
+            }),
+            Self::KernelSymbols => kallsyms_shown(paths),
+            Self::DropReasons => match KernelTypes::read(paths, &["skb_drop_reason"]) {
+                Ok(types) if types.enumeration("skb_drop_reason").is_some() => Ok(()),
+                Ok(_) => Err("the kernel gives no reason for a dropped packet; use Linux 5.17 or newer".into()),
+                Err(error) => Err(format!("cannot read the kernel's types: {error}")),
+            },
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Btf => "kernel types (BTF)",
+            Self::Bpf => "BPF",
+            Self::RingBuffer => "BPF ring buffers",
+            Self::CpuClock => "CPU clock samples",
+            Self::KernelSymbols => "kernel symbols",
+            Self::DropReasons => "drop reasons",
+        }
+    }
+
+    fn costs(self) -> &'static str {
+        match self {
+            Self::Btf | Self::Bpf => "every probe: only what /proc tells is left",
+            Self::RingBuffer => "every event",
+            Self::CpuClock => "CPU profiles",
+            Self::KernelSymbols => "names in kernel stacks",
+            Self::DropReasons => "the reason of a dropped packet: the kernel function stands for it",
+        }
+    }
+}
+
+/// One line of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked for.
+    pub what: String,
+    /// Whether the kernel has it and allows it.
+    pub available: bool,
+    /// What is lost without it.
+    pub costs: String,
+    /// Why it is missing and how to get it; empty when it is there.
+    pub help: String,
+}
+
+/// What this kernel allows this process, what a lack costs, and how to get more.
+pub fn doctor(paths: &Paths) -> Vec<Finding> {
+    let finding = |feature: Feature| {
+        let outcome = feature.check(paths);
+        Finding {
+            what: feature.what().into(),
+            available: outcome.is_ok(),
+            costs: feature.costs().into(),
+            help: outcome.err().unwrap_or_default(),
+        }
+    };
+    Feature::ALL.into_iter().map(finding).collect()
+}
+
+fn refused(what: &str, error: &io::Error) -> String {
+    let help = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)"
+        }
+        Some(libc::EINVAL) => "use Linux 5.10 or newer",
+        _ => "see the kernel log",
+    };
+    format!("the kernel refused {what}: {error}; {help}")
+}
+
+fn create_map(kind: u32, key_bytes: u32, value_bytes: u32, entries: u32) -> io::Result<()> {
+    let attributes: [u32; 8] = [kind, key_bytes, value_bytes, entries, 0, 0, 0, 0];
+    // SAFETY: the attributes live through the call and the kernel only reads them.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, MAP_CREATE, attributes.as_ptr(), size_of_val(&attributes)) };
+    close(fd)
+}
+
+fn open_cpu_clock() -> io::Result<()> {
+    const TYPE_SOFTWARE: u32 = 1;
+    const SIZE_VERSION_5: u32 = 112;
+    // `struct perf_event_attr` with type, size and config 0 = PERF_COUNT_SW_CPU_CLOCK; the rest is zero.
+    let mut attributes = [0u32; SIZE_VERSION_5 as usize / 4];
+    (attributes[0], attributes[1]) = (TYPE_SOFTWARE, SIZE_VERSION_5);
+    let (every_process, cpu, no_group, close_on_exec) = (-1, 0, -1, 8u64);
+    // SAFETY: the attributes have the size that they state and live through the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            attributes.as_ptr(),
+            every_process,
+            cpu,
+            no_group,
+            close_on_exec,
+        )
+    };
+    close(fd)
+}
+
+/// Turns the result of a system call that makes a descriptor into a verdict, and closes the descriptor.
+fn close(fd: libc::c_long) -> io::Result<()> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made, and nothing else knows it.
+    unsafe { libc::close(i32::try_from(fd).unwrap_or(-1)) };
+    Ok(())
+}
+
+fn page_bytes() -> libc::c_long {
+    // SAFETY: sysconf only reads a constant.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
+}
+
+fn kallsyms_shown(paths: &Paths) -> Result<(), String> {
+    use std::io::{BufRead, BufReader};
+    let path = paths.procfs.join("kallsyms");
+    let help = "run as root, or grant CAP_SYSLOG, and see kernel.kptr_restrict";
+    let file =
+        fs::File::open(&path).map_err(|error| format!("cannot read {}: {error}; {help}", path.display()))?;
+    let has_address = |line: String| !line.starts_with("0000000000000000");
+    let shown = BufReader::new(file).lines().take(64).map_while(Result::ok).any(has_address);
+    if shown { Ok(()) } else { Err(format!("{} hides its addresses; {help}", path.display())) }
+}

@@ -1,0 +1,66 @@
+//! Where a program attaches, and what to try when the best place is not there.
+
+/// A kernel attach point of one program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// BTF tracepoint: typed arguments, checked by the verifier.
+    TpBtf(&'static str),
+    /// Raw tracepoint: the same arguments, unchecked.
+    RawTp(&'static str),
+    /// The software event `cpu_clock` on every CPU that is online.
+    CpuClock,
+}
+
+impl Attach {
+    /// The kernel's name for this kind of attach point.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::TpBtf(_) => "tp_btf",
+            Self::RawTp(_) => "raw_tp",
+            Self::CpuClock => "perf_event",
+        }
+    }
+}
+
+/// One program and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// Function name in the object.
+    pub program: &'static str,
+    /// Where it attaches.
+    pub attach: Attach,
+}
+
+/// `program` as a BTF tracepoint on `tracepoint`.
+pub const fn tp_btf(program: &'static str, tracepoint: &'static str) -> Attempt {
+    Attempt { program, attach: Attach::TpBtf(tracepoint) }
+}
+
+/// `program` as a raw tracepoint on `tracepoint`.
+pub const fn raw_tp(program: &'static str, tracepoint: &'static str) -> Attempt {
+    Attempt { program, attach: Attach::RawTp(tracepoint) }
+}
+
+/// `program` on the CPU clock of every CPU.
+pub const fn cpu_clock(program: &'static str) -> Attempt {
+    Attempt { program, attach: Attach::CpuClock }
+}
+
+/// One fact that the probe must learn of: the first attempt that loads and attaches wins.
+///
+/// Attempts with more arguments come first. The verifier refuses an argument that the running kernel does not
+/// give, while a program that reads fewer would load everywhere and misread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// Name of the fact, the tracepoint's.
+    pub name: &'static str,
+    /// In order of preference.
+    pub attempts: &'static [Attempt],
+}
+
+impl Hook {
+    /// A hook that needs the first of these that attaches.
+    pub const fn any(name: &'static str, attempts: &'static [Attempt]) -> Self {
+        Self { name, attempts }
+    }
+}

@@ -1,0 +1,342 @@
+//! Fits probes to the running kernel: what is missing disables one probe with its reason, and never another.
+
+use crate::btf::KernelTypes;
+use crate::error::{ProbeError, load_error, program_error};
+use crate::features::Feature;
+use crate::hook::{Attach, Attempt, Hook};
+use crate::maps::Maps;
+use crate::probe::{Collector, Kernel, Probe, Want};
+use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::{Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader};
+use kpulse_common::container::{Hierarchies, Hierarchy, Identities};
+use kpulse_common::metric::{Label, MetricDef, Samples};
+use kpulse_common::paths::Paths;
+use kpulse_common::thresholds::Thresholds;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// Kernel enumerations that probes name numbers by.
+const ENUMERATIONS: [&str; 2] = ["skb_drop_reason", "qdisc_drop_reason"];
+
+const PROBE_UP: MetricDef =
+    MetricDef::gauge("kpulse_probe_up", "Whether the probe is attached.", &[Label::Named("probe")]);
+const PROBE_INFO: MetricDef = MetricDef::gauge(
+    "kpulse_probe_info",
+    "Where the probe is attached, and by which kind of program.",
+    &[Label::Named("probe"), Label::Named("hook"), Label::Named("kind")],
+);
+
+/// How a process wants its probes.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// From which values events are told.
+    pub thresholds: Thresholds,
+    /// Which half of the probes.
+    pub want: Want,
+    /// Probes that the configuration turned off.
+    pub disabled: BTreeSet<String>,
+    /// Cgroups that a map can tell apart; the rest are counted together.
+    pub container_max: u32,
+    /// CPU samples a second and CPU.
+    pub sample_hz: u64,
+    /// Kinds of attach points that must not be used, as [`Attach::kind`] names them: for tests of the fallbacks.
+    pub avoid: BTreeSet<&'static str>,
+    /// Mount points.
+    pub paths: Paths,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            thresholds: Thresholds::default(),
+            want: Want::Metrics,
+            disabled: BTreeSet::new(),
+            container_max: 512,
+            sample_hz: 99,
+            avoid: BTreeSet::new(),
+            paths: Paths::default(),
+        }
+    }
+}
+
+/// Whether a probe works, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ProbeState {
+    /// Attached.
+    Active,
+    /// Turned off, or the kernel lacks what it needs.
+    Disabled {
+        /// One sentence.
+        why: String,
+    },
+    /// The kernel has what it needs and refused it all the same.
+    Failed {
+        /// One sentence.
+        why: String,
+    },
+}
+
+impl fmt::Display for ProbeState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Active => formatter.write_str("active"),
+            Self::Disabled { why } => write!(formatter, "disabled: {why}"),
+            Self::Failed { why } => write!(formatter, "failed: {why}"),
+        }
+    }
+}
+
+/// A hook that attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HookStatus {
+    /// The hook's name.
+    pub hook: &'static str,
+    /// Kind of the attempt that won.
+    pub kind: &'static str,
+    /// Its program.
+    pub program: &'static str,
+}
+
+/// One line of `/probes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProbeStatus {
+    /// The probe.
+    pub name: &'static str,
+    /// Whether it works.
+    #[serde(flatten)]
+    pub state: ProbeState,
+    /// What it is attached to.
+    pub hooks: Vec<HookStatus>,
+}
+
+/// A probe in the kernel. Dropping it takes it out.
+pub(crate) struct Loaded {
+    pub(crate) probe: &'static Probe,
+    pub(crate) state: ProbeState,
+    pub(crate) hooks: Vec<HookStatus>,
+    pub(crate) ebpf: Option<Ebpf>,
+    pub(crate) hierarchy: Hierarchy,
+    collector: Option<Box<dyn Collector>>,
+}
+
+/// The probes of one process.
+pub struct ProbeSet {
+    pub(crate) loaded: Vec<Loaded>,
+    pub(crate) types: KernelTypes,
+    pub(crate) paths: Paths,
+}
+
+impl ProbeSet {
+    /// Loads and attaches every probe that offers what is wanted. A probe that cannot be is listed with its reason.
+    pub fn load(probes: &[&'static Probe], options: &LoadOptions) -> Self {
+        let host = Host::read(options);
+        let offered = probes.iter().filter(|probe| probe.offers(options.want));
+        let loaded = offered.map(|probe| load(probe, options, &host)).collect();
+        Self { loaded, types: host.types, paths: options.paths.clone() }
+    }
+
+    /// Every probe that was wanted, and how it is.
+    pub fn status(&self) -> Vec<ProbeStatus> {
+        let status = |loaded: &Loaded| ProbeStatus {
+            name: loaded.probe.name,
+            state: loaded.state.clone(),
+            hooks: loaded.hooks.clone(),
+        };
+        self.loaded.iter().map(status).collect()
+    }
+
+    /// Names of the active probes that have metrics.
+    pub fn collectors(&self) -> Vec<&'static str> {
+        self.loaded
+            .iter()
+            .filter(|loaded| loaded.collector.is_some())
+            .map(|loaded| loaded.probe.name)
+            .collect()
+    }
+
+    /// Reads one probe's maps into `out`; nothing when it is not active.
+    pub fn collect(
+        &mut self,
+        probe: &str,
+        identities: &mut Identities,
+        out: &mut Samples,
+    ) -> Result<(), ProbeError> {
+        let collector = self
+            .loaded
+            .iter_mut()
+            .find(|loaded| loaded.probe.name == probe)
+            .and_then(|loaded| loaded.collector.as_mut());
+        collector.map_or(Ok(()), |collector| collector.collect(identities, out))
+    }
+
+    /// `kpulse_probe_up` and `kpulse_probe_info`.
+    pub fn self_metrics(&self, out: &mut Samples) {
+        for loaded in &self.loaded {
+            let is_up = loaded.state == ProbeState::Active;
+            out.number(&PROBE_UP, &[loaded.probe.name], f64::from(u8::from(is_up)));
+        }
+        for loaded in &self.loaded {
+            for hook in &loaded.hooks {
+                out.number(&PROBE_INFO, &[loaded.probe.name, hook.hook, hook.kind], 1.0);
+            }
+        }
+    }
+}
+
+/// What is read once for all probes.
+struct Host {
+    btf: Result<Btf, String>,
+    types: KernelTypes,
+    hierarchies: Hierarchies,
+}
+
+impl Host {
+    fn read(options: &LoadOptions) -> Self {
+        let path = options.paths.sysfs.join("kernel/btf/vmlinux");
+        let btf = Feature::Btf.check(&options.paths).and_then(|()| {
+            Btf::parse_file(&path, aya::Endianness::default())
+                .map_err(|error| format!("cannot use the kernel's types: {error}"))
+        });
+        let types = KernelTypes::read(&options.paths, &ENUMERATIONS).unwrap_or_default();
+        Self { btf, types, hierarchies: Hierarchies::detect(&options.paths) }
+    }
+}
+
+fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
+    let hierarchy = host.hierarchies.of(probe.controller);
+    let mut loaded = Loaded {
+        probe,
+        state: ProbeState::Active,
+        hooks: Vec::new(),
+        ebpf: None,
+        hierarchy,
+        collector: None,
+    };
+    if options.disabled.contains(probe.name) {
+        loaded.state = ProbeState::Disabled { why: "turned off by the configuration".into() };
+        return loaded;
+    }
+    let outcome = needs(probe, options, host).and_then(|btf| attach_all(&mut loaded, options, host, btf));
+    if let Err(error) = outcome {
+        tracing::warn!(probe = probe.name, %error, "probe is not active");
+        // Dropping the object takes out whatever of it had attached.
+        loaded.ebpf = None;
+        loaded.hooks.clear();
+        let why = error.to_string();
+        loaded.state = match error {
+            ProbeError::MissingFeature(_) => ProbeState::Disabled { why },
+            _ => ProbeState::Failed { why },
+        };
+    }
+    loaded
+}
+
+fn needs<'h>(probe: &Probe, options: &LoadOptions, host: &'h Host) -> Result<&'h Btf, ProbeError> {
+    let btf = host.btf.as_ref().map_err(|why| ProbeError::MissingFeature(why.clone()))?;
+    let missing = probe.needs.iter().find_map(|feature| feature.check(&options.paths).err());
+    missing.map_or(Ok(btf), |why| Err(ProbeError::MissingFeature(why)))
+}
+
+fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf) -> Result<(), ProbeError> {
+    let probe = loaded.probe;
+    let kernel = Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy };
+    let mut ebpf = load_object(probe, options, loaded.hierarchy, btf)?;
+    (probe.prepare)(&Maps(&ebpf), &kernel)?;
+    for hook in probe.hooks {
+        loaded.hooks.push(attach_first(&mut ebpf, hook, options, btf)?);
+    }
+    if options.want == Want::Metrics {
+        loaded.collector = probe.collector.map(|make| make(&Maps(&ebpf), &kernel)).transpose()?;
+    }
+    loaded.ebpf = Some(ebpf);
+    Ok(())
+}
+
+fn load_object(
+    probe: &Probe,
+    options: &LoadOptions,
+    hierarchy: Hierarchy,
+    btf: &Btf,
+) -> Result<Ebpf, ProbeError> {
+    let limit = &options.thresholds.rate_limit;
+    let interval_ns = 1_000_000_000 / u64::from(limit.events_per_second.max(1));
+    let mut globals = (probe.globals)(&options.thresholds);
+    globals.push(("rate_interval_ns", interval_ns));
+    globals.push(("rate_burst_ns", interval_ns * u64::from(limit.burst.max(1))));
+    let flags = [
+        ("want_metrics", u8::from(options.want == Want::Metrics)),
+        ("want_events", u8::from(options.want == Want::Events)),
+        ("cgroup_v1", u8::from(hierarchy != Hierarchy::Unified)),
+    ];
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(btf));
+    for (name, value) in &globals {
+        loader.override_global(name, value, false);
+    }
+    for (name, value) in &flags {
+        loader.override_global(name, value, false);
+    }
+    for &(map, factor) in probe.sized_by_containers {
+        // One more for key 0, which holds what finds no room.
+        loader.map_max_entries(map, options.container_max.saturating_add(1).saturating_mul(factor));
+    }
+    loader.load(probe.object).map_err(|error| load_error(&error))
+}
+
+fn attach_first(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    options: &LoadOptions,
+    btf: &Btf,
+) -> Result<HookStatus, ProbeError> {
+    let mut refusals = Vec::new();
+    for attempt in hook.attempts {
+        let kind = attempt.attach.kind();
+        if options.avoid.contains(kind) {
+            refusals.push(format!("{kind}: avoided"));
+            continue;
+        }
+        match attach(ebpf, attempt, options, btf) {
+            Ok(()) => return Ok(HookStatus { hook: hook.name, kind, program: attempt.program }),
+            Err(why) => refusals.push(format!("{kind} {}: {why}", attempt.program)),
+        }
+    }
+    Err(ProbeError::Attach { hook: hook.name, why: refusals.join("; ") })
+}
+
+fn attach(ebpf: &mut Ebpf, attempt: &Attempt, options: &LoadOptions, btf: &Btf) -> Result<(), String> {
+    let program = ebpf.program_mut(attempt.program).ok_or_else(|| "not in the object".to_owned())?;
+    attach_program(program, attempt.attach, options, btf).map_err(|error| program_error(&error))
+}
+
+fn attach_program(
+    program: &mut Program,
+    attach: Attach,
+    options: &LoadOptions,
+    btf: &Btf,
+) -> Result<(), ProgramError> {
+    match (attach, program) {
+        (Attach::TpBtf(tracepoint), Program::BtfTracePoint(program)) => {
+            program.load(tracepoint, btf)?;
+            program.attach().map(drop)
+        }
+        (Attach::RawTp(tracepoint), Program::RawTracePoint(program)) => {
+            program.load()?;
+            program.attach(tracepoint).map(drop)
+        }
+        (Attach::CpuClock, Program::PerfEvent(program)) => {
+            program.load()?;
+            let clock = PerfEventConfig::Software(SoftwareEvent::CpuClock);
+            let cpus = aya::util::online_cpus().map_err(|(_, error)| ProgramError::IOError(error))?;
+            for cpu in cpus {
+                let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+                program.attach(clock, scope, SamplePolicy::Frequency(options.sample_hz), false)?;
+            }
+            Ok(())
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}

@@ -1,0 +1,271 @@
+//! Reading BPF maps in few system calls: whole maps in batches, per-CPU values summed.
+//!
+//! aya has no batch operations; these are the raw system calls, with one-by-one reading where a kernel or a map type
+//! has none.
+
+use crate::error::ProbeError;
+use aya::maps::{Map, MapData};
+use aya::{Ebpf, Pod};
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+const LOOKUP_ELEM: i32 = 1;
+const UPDATE_ELEM: i32 = 2;
+const DELETE_ELEM: i32 = 3;
+const GET_NEXT_KEY: i32 = 4;
+const LOOKUP_BATCH: i32 = 24;
+const LOOKUP_AND_DELETE_BATCH: i32 = 25;
+/// What the kernel says where a map type has no batch operations; not among the errors of user space.
+const ENOTSUPP: i32 = 524;
+/// Entries of one batch call: bounds the buffer to this many values of every CPU.
+const BATCH: u32 = 128;
+/// The kernel's limit on a batch position is the key size or four bytes.
+const POSITION_BYTES: usize = 128;
+
+/// The maps of a loaded object, by name.
+pub struct Maps<'a>(pub(crate) &'a Ebpf);
+
+impl Maps<'_> {
+    /// A map with keys `K` and values `V`; an error when it is not there or has other sizes.
+    pub fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<Table<K, V>, ProbeError> {
+        let map =
+            self.0.map(name).ok_or_else(|| ProbeError::Layout(format!("the object has no map {name}")))?;
+        Table::open(name, map)
+    }
+}
+
+fn map_data(map: &Map) -> Option<(&MapData, bool)> {
+    match map {
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::StackTraceMap(data) => {
+            Some((data, false))
+        }
+        Map::PerCpuHashMap(data) | Map::PerCpuLruHashMap(data) | Map::PerCpuArray(data) => Some((data, true)),
+        _ => None,
+    }
+}
+
+/// A hash or array map, typed by its ABI header. It keeps its own descriptor.
+pub struct Table<K, V> {
+    name: String,
+    fd: OwnedFd,
+    /// Copies of a value: one, or one for each possible CPU.
+    copies: usize,
+    capacity: u32,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn open(name: &str, map: &Map) -> Result<Self, ProbeError> {
+        let failed = |source| ProbeError::Map { map: name.to_owned(), source };
+        let Some((data, is_per_cpu)) = map_data(map) else {
+            return Err(ProbeError::Layout(format!(
+                "the map {name} has another type than a hash or an array"
+            )));
+        };
+        let info = data.info().map_err(|error| ProbeError::Load(error.to_string()))?;
+        let agreed = (size_of::<K>(), size_of::<V>());
+        if (info.key_size() as usize, info.value_size() as usize) != agreed {
+            let have = (info.key_size(), info.value_size());
+            return Err(ProbeError::Layout(format!(
+                "the map {name} has sizes {have:?} where {agreed:?} were agreed on"
+            )));
+        }
+        let copies = if is_per_cpu { aya::util::nr_cpus().map_err(|(_, error)| failed(error))? } else { 1 };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
+        Ok(Self { name: name.to_owned(), fd, copies, capacity: info.max_entries(), types: PhantomData })
+    }
+
+    /// Its name in the object.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many entries it can hold.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn failed(&self, source: io::Error) -> ProbeError {
+        ProbeError::Map { map: self.name.clone(), source }
+    }
+
+    /// Bytes of one value in a system call: every copy is rounded up to eight.
+    fn stride(&self) -> usize {
+        if self.copies == 1 { size_of::<V>() } else { size_of::<V>().next_multiple_of(8) * self.copies }
+    }
+
+    /// The value of a key; per-CPU values summed.
+    pub fn get(&self, key: &K) -> Result<Option<V>, ProbeError> {
+        let mut buffer = vec![0u8; self.stride()];
+        let attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
+        match bpf(LOOKUP_ELEM, &attributes) {
+            Ok(()) => Ok(Some(self.sum(&buffer))),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Sets the value of a key, the same for every CPU.
+    pub fn set(&self, key: &K, value: &V) -> Result<(), ProbeError> {
+        let mut buffer = vec![0u8; self.stride()];
+        for copy in buffer.chunks_mut(self.stride() / self.copies) {
+            // SAFETY: V is Pod, and a chunk has at least its size.
+            unsafe { copy.as_mut_ptr().cast::<V>().write_unaligned(*value) };
+        }
+        let attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
+        bpf(UPDATE_ELEM, &attributes).map_err(|error| self.failed(error))
+    }
+
+    /// Removes a key; no error when it is gone already.
+    pub fn remove(&self, key: &K) -> Result<(), ProbeError> {
+        let attributes = ElementAttributes::new(&self.fd, key, std::ptr::null_mut());
+        match bpf(DELETE_ELEM, &attributes) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(self.failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All entries; per-CPU values summed. At most [`Self::capacity`] of them.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, ProbeError> {
+        self.batches(LOOKUP_BATCH)
+    }
+
+    /// All entries, removed from the map as they are read.
+    pub fn drain(&self) -> Result<Vec<(K, V)>, ProbeError> {
+        self.batches(LOOKUP_AND_DELETE_BATCH)
+    }
+
+    fn batches(&self, command: i32) -> Result<Vec<(K, V)>, ProbeError> {
+        let mut entries = Vec::new();
+        let mut position = [0u8; POSITION_BYTES];
+        let (mut size, mut is_first) = (BATCH, true);
+        loop {
+            let mut keys: Vec<u8> = vec![0; size_of::<K>() * size as usize];
+            let mut values: Vec<u8> = vec![0; self.stride() * size as usize];
+            let attributes = BatchAttributes {
+                in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
+                out_batch: position.as_mut_ptr() as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: size,
+                map_fd: self.fd.as_raw_fd().unsigned_abs(),
+                ..BatchAttributes::default()
+            };
+            let outcome = bpf(command, &attributes);
+            match outcome.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(()) | Err(Some(libc::ENOENT)) => {}
+                // One bucket holds more than a batch: nothing was read, a larger buffer can.
+                Err(Some(libc::ENOSPC)) if size < self.capacity.max(BATCH) => {
+                    size *= 2;
+                    continue;
+                }
+                Err(Some(libc::EINVAL | ENOTSUPP)) if is_first => {
+                    return self.one_by_one(command == LOOKUP_AND_DELETE_BATCH);
+                }
+                Err(_) => return outcome.map(|()| entries).map_err(|error| self.failed(error)),
+            }
+            let read = attributes.count as usize;
+            for (key, value) in keys.chunks(size_of::<K>()).zip(values.chunks(self.stride())).take(read) {
+                entries.push((read_plain(key), self.sum(value)));
+            }
+            if outcome.is_err() {
+                return Ok(entries);
+            }
+            is_first = false;
+        }
+    }
+
+    fn one_by_one(&self, remove: bool) -> Result<Vec<(K, V)>, ProbeError> {
+        let mut keys: Vec<K> = Vec::new();
+        while keys.len() < self.capacity as usize {
+            let mut next = vec![0u8; size_of::<K>()];
+            let mut attributes =
+                ElementAttributes { map_fd: self.fd.as_raw_fd().unsigned_abs(), ..Default::default() };
+            attributes.key = keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
+            attributes.value = next.as_mut_ptr() as u64;
+            match bpf(GET_NEXT_KEY, &attributes) {
+                Ok(()) => keys.push(read_plain(&next)),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        let mut entries = Vec::with_capacity(keys.len());
+        for key in keys {
+            if let Some(value) = self.get(&key)? {
+                entries.push((key, value));
+            }
+            if remove {
+                self.remove(&key)?;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Per-CPU values are counters throughout, so their sum is the sum of their words.
+    fn sum(&self, buffer: &[u8]) -> V {
+        if self.copies == 1 {
+            return read_plain(buffer);
+        }
+        let mut copies = buffer.chunks(self.stride() / self.copies);
+        let mut total = copies.next().map(<[u8]>::to_vec).unwrap_or_default();
+        for copy in copies {
+            for (sum, more) in total.chunks_exact_mut(8).zip(copy.chunks_exact(8)) {
+                let added = word(sum).wrapping_add(word(more));
+                sum.copy_from_slice(&added.to_ne_bytes());
+            }
+        }
+        read_plain(&total)
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_ne_bytes)
+}
+
+fn read_plain<T: Pod>(bytes: &[u8]) -> T {
+    assert!(bytes.len() >= size_of::<T>(), "buffers are allocated by the types' sizes");
+    // SAFETY: the length was checked, T is Pod, and read_unaligned needs no alignment.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+}
+
+/// `struct { … }` of the element commands in `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl ElementAttributes {
+    fn new<K>(fd: &OwnedFd, key: &K, value: *mut u8) -> Self {
+        let map_fd = fd.as_raw_fd().unsigned_abs();
+        Self { map_fd, key: std::ptr::from_ref(key) as u64, value: value as u64, ..Self::default() }
+    }
+}
+
+/// `struct { … } batch` in `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+fn bpf<A>(command: i32, attributes: &A) -> io::Result<()> {
+    // SAFETY: the attributes point to buffers that live through the call and have the sizes that the map's types
+    // give them; the kernel writes back only into those and into the attributes' own fields.
+    let outcome = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes).cast_mut(), size_of::<A>())
+    };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

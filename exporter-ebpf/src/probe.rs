@@ -1,0 +1,109 @@
+//! The contract of a probe: what it needs, where it hooks, what it tells.
+
+use crate::btf::KernelTypes;
+use crate::error::ProbeError;
+use crate::features::Feature;
+use crate::hook::Hook;
+use crate::maps::Maps;
+use crate::record::{Decoded, Names};
+use kpulse_common::container::{Hierarchy, Identities};
+use kpulse_common::metric::{MetricDef, Samples};
+use kpulse_common::paths::Paths;
+use kpulse_common::thresholds::Thresholds;
+
+/// Which half of the probes a process wants; each process loads its own copy, with the other half cut away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Aggregates for a scrape.
+    Metrics,
+    /// Records in rings.
+    Events,
+    /// CPU samples.
+    Samples,
+}
+
+/// Values of `const volatile` variables of an object, by name.
+pub type Globals = Vec<(&'static str, u64)>;
+
+/// One kernel probe.
+pub struct Probe {
+    /// Name of its folder, of its configuration key, and of the `probe` label.
+    pub name: &'static str,
+    /// The compiled `<name>.bpf.c`.
+    pub object: &'static [u8],
+    /// What the kernel must have; a missing one disables the probe with the feature's sentence as the reason.
+    pub needs: &'static [Feature],
+    /// All of these must attach.
+    pub hooks: &'static [Hook],
+    /// The cgroup controller whose hierarchy tells the containers of this probe's facts apart.
+    pub controller: &'static str,
+    /// Maps whose capacity is `container_max` times this factor.
+    pub sized_by_containers: &'static [(&'static str, u32)],
+    /// `const volatile __u64` variables that follow from the thresholds.
+    pub globals: fn(&Thresholds) -> Globals,
+    /// Fills the maps that the programs read from the start, before anything attaches.
+    pub prepare: fn(&Maps, &Kernel<'_>) -> Result<(), ProbeError>,
+    /// The families that the collector fills.
+    pub metrics: &'static [MetricDef],
+    /// The events that its ring carries.
+    pub events: &'static [EventDef],
+    /// Makes the reader of the probe's maps.
+    pub collector: Option<fn(&Maps, &Kernel<'_>) -> Result<Box<dyn Collector>, ProbeError>>,
+    /// Whether it takes CPU samples.
+    pub samples: bool,
+}
+
+impl Probe {
+    /// Nothing: the base of every `Probe { …, ..Probe::EMPTY }`.
+    pub const EMPTY: Self = Self {
+        name: "",
+        object: &[],
+        needs: &[],
+        hooks: &[],
+        controller: "cpu",
+        sized_by_containers: &[],
+        globals: |_| Vec::new(),
+        prepare: |_, _| Ok(()),
+        metrics: &[],
+        events: &[],
+        collector: None,
+        samples: false,
+    };
+
+    /// Whether the probe has the half that is wanted.
+    pub fn offers(&self, want: Want) -> bool {
+        match want {
+            Want::Metrics => self.collector.is_some(),
+            Want::Events => !self.events.is_empty(),
+            Want::Samples => self.samples,
+        }
+    }
+}
+
+/// What a probe may ask about the running kernel while it gets ready.
+pub struct Kernel<'a> {
+    /// The kernel's own types.
+    pub types: &'a KernelTypes,
+    /// Where its file systems are mounted.
+    pub paths: &'a Paths,
+    /// The hierarchy of the probe's controller.
+    pub hierarchy: Hierarchy,
+}
+
+/// Reads a probe's maps. Called once per scrape; bounded by the capacity of the maps.
+pub trait Collector: Send {
+    /// Adds what the maps hold to `out`.
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError>;
+}
+
+/// One kind of event.
+pub struct EventDef {
+    /// `event.action` of its documents, and the name of the object that holds its own fields.
+    pub kind: &'static str,
+    /// What the event says, in one sentence.
+    pub help: &'static str,
+    /// Turns the bytes of a record into fields; pure.
+    pub decode: fn(&[u8], &Names) -> Result<Decoded, ProbeError>,
+    /// Names of kernel numbers that the decoder needs, read once at load.
+    pub names: fn(&KernelTypes) -> Names,
+}

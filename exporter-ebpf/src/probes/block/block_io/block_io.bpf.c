@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Block I/O latency: d2c from the driver's start to completion, q2c from the bio's queueing to completion, tag wait
+ * and scheduler included.
+ * Hooks: block_bio_queue (bio -> who and when), block_rq_complete; block_rq_issue only where the kernel does not
+ * note a request's start itself. Key: device and operation.
+ */
+#include "probe.h"
+#include "compat.h"
+#include "cgroup.h"
+#include "histogram.h"
+#include "ring.h"
+#include "block_io.h"
+
+const volatile __u64 min_d2c_ns = 100000000;
+const volatile __u64 min_q2c_ns = 200000000;
+
+/* Bios on their way. Over the bound the oldest gives way, and its request counts as q2c_untimed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct block_io_queued);
+} queued SEC(".maps");
+
+/* Start of requests at the driver, used only while `kernel_keeps_no_start`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, __u64);
+} issued SEC(".maps");
+
+/* Bound: devices times operations. Requests beyond it are counted in `losses`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct block_io_key);
+	__type(value, struct block_io_value);
+} latency SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct block_io_value);
+} zero_value SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+/*
+ * The block layer fills io_start_time_ns only while something asks for statistics, such as writeback throttling.
+ * The first completion without it turns on the note at issue.
+ */
+bool kernel_keeps_no_start = false;
+
+static __always_inline int bio_queued(struct bio *bio)
+{
+	__u64 key = (__u64)bio, id = bpf_get_current_pid_tgid();
+	struct block_io_queued value = {
+		.ns = bpf_ktime_get_ns(),
+		.tgid = id >> 32,
+		.tid = id,
+	};
+
+	if (want_events) {
+		struct task_struct *task = (void *)bpf_get_current_task();
+		value.cgroup_id = read_task_cgroup_id(task, io_cgrp_id);
+		bpf_get_current_comm(value.comm, sizeof(value.comm));
+	}
+	bpf_map_update_elem(&queued, &key, &value, BPF_ANY);
+	return 0;
+}
+
+/* The note of the request's first bio, or of the bio that it was split from. Merged bios wait less than the first. */
+static __always_inline struct block_io_queued *note_of(struct request *request, __u64 *key)
+{
+	struct bio *bio = BPF_CORE_READ(request, bio);
+
+	if (!bio)
+		return NULL;
+	*key = (__u64)bio;
+	struct block_io_queued *note = bpf_map_lookup_elem(&queued, key);
+	if (note)
+		return note;
+	*key = (__u64)BPF_CORE_READ(bio, bi_private);
+	return bpf_map_lookup_elem(&queued, key);
+}
+
+static __always_inline __u64 d2c_of(struct request *request, __u64 now_ns)
+{
+	__u64 started = BPF_CORE_READ(request, io_start_time_ns), key = (__u64)request;
+
+	if (!started) {
+		__u64 *issue = bpf_map_lookup_elem(&issued, &key);
+		kernel_keeps_no_start = true;
+		if (!issue)
+			return UNKNOWN_U64;
+		started = *issue;
+		bpf_map_delete_elem(&issued, &key);
+	}
+	return now_ns > started ? now_ns - started : 1;
+}
+
+static __always_inline struct block_io_value *value_of(struct block_io_key *key)
+{
+	struct block_io_value *value = bpf_map_lookup_elem(&latency, key);
+	__u32 zero = 0;
+
+	if (value)
+		return value;
+	struct block_io_value *empty = bpf_map_lookup_elem(&zero_value, &zero);
+	if (empty)
+		bpf_map_update_elem(&latency, key, empty, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&latency, key);
+}
+
+static __always_inline void count(struct block_io_key *key, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes, int error)
+{
+	struct block_io_value *value = value_of(key);
+	__u32 zero = 0;
+
+	if (!value) {
+		__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
+		if (lost)
+			__sync_fetch_and_add(lost, 1);
+		return;
+	}
+	if (d2c_ns == UNKNOWN_U64)
+		__sync_fetch_and_add(&value->d2c_untimed, 1);
+	else
+		histogram_add_atomic(&value->d2c, d2c_ns);
+	if (q2c_ns == UNKNOWN_U64)
+		__sync_fetch_and_add(&value->q2c_untimed, 1);
+	else
+		histogram_add_atomic(&value->q2c, q2c_ns);
+	__sync_fetch_and_add(&value->bytes, bytes);
+	if (error)
+		__sync_fetch_and_add(&value->errors, 1);
+}
+
+static __always_inline void count_part(struct block_io_key *key, __u32 bytes)
+{
+	struct block_io_value *value = value_of(key);
+
+	if (value)
+		__sync_fetch_and_add(&value->bytes, bytes);
+}
+
+static __always_inline bool is_slow(__u64 latency_ns, __u64 threshold_ns)
+{
+	return latency_ns != UNKNOWN_U64 && latency_ns >= threshold_ns;
+}
+
+static __always_inline void send_event(struct request *request, struct block_io_key *key,
+				       struct block_io_queued *note, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes,
+				       int error)
+{
+	bool slow_d2c = is_slow(d2c_ns, min_d2c_ns);
+	struct block_io_record *record =
+		ring_reserve(sizeof(*record), note ? note->cgroup_id : 0, slow_d2c ? d2c_ns : q2c_ns,
+			     slow_d2c ? min_d2c_ns : min_q2c_ns);
+
+	if (!record)
+		return;
+	if (note) {
+		record->header.tgid = note->tgid;
+		record->header.tid = note->tid;
+		__builtin_memcpy(record->header.comm, note->comm, COMM_BYTES);
+	}
+	record->d2c_ns = d2c_ns;
+	record->q2c_ns = q2c_ns;
+	record->sector = BPF_CORE_READ(request, __sector);
+	record->bytes = bytes;
+	record->error = error;
+	record->key = *key;
+	bpf_ringbuf_submit(record, 0);
+}
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(block_bio_queue_with_queue, struct request_queue *queue, struct bio *bio)
+{
+	return bio_queued(bio);
+}
+
+/* Since 5.11 (e8a676d61c07). */
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(block_bio_queue, struct bio *bio)
+{
+	return bio_queued(bio);
+}
+
+SEC("tp_btf/block_rq_issue")
+int BPF_PROG(block_rq_issue_with_queue, struct request_queue *queue, struct request *request)
+{
+	__u64 key = (__u64)request, now_ns = bpf_ktime_get_ns();
+
+	if (kernel_keeps_no_start)
+		bpf_map_update_elem(&issued, &key, &now_ns, BPF_ANY);
+	return 0;
+}
+
+/* Since 5.11 (a54895fa057c). */
+SEC("tp_btf/block_rq_issue")
+int BPF_PROG(block_rq_issue, struct request *request)
+{
+	__u64 key = (__u64)request, now_ns = bpf_ktime_get_ns();
+
+	if (kernel_keeps_no_start)
+		bpf_map_update_elem(&issued, &key, &now_ns, BPF_ANY);
+	return 0;
+}
+
+SEC("tp_btf/block_rq_complete")
+int BPF_PROG(block_rq_complete, struct request *request, int error, unsigned int bytes)
+{
+	__u64 now_ns = bpf_ktime_get_ns(), bio = 0;
+	struct gendisk *disk = request_disk(request);
+	struct block_io_key key = {
+		.major = BPF_CORE_READ(disk, major),
+		.minor = BPF_CORE_READ(disk, first_minor),
+		.operation = BPF_CORE_READ(request, cmd_flags) & 0xff,
+	};
+
+	/* A request may complete in parts; the last part says when it ended. */
+	if (!error && BPF_CORE_READ(request, __data_len) > bytes) {
+		if (want_metrics)
+			count_part(&key, bytes);
+		return 0;
+	}
+	struct block_io_queued *note = note_of(request, &bio);
+	__u64 d2c_ns = d2c_of(request, now_ns);
+	__u64 q2c_ns = note && now_ns > note->ns ? now_ns - note->ns : UNKNOWN_U64;
+
+	if (want_metrics)
+		count(&key, d2c_ns, q2c_ns, bytes, error);
+	if (want_events && (is_slow(d2c_ns, min_d2c_ns) || is_slow(q2c_ns, min_q2c_ns)))
+		send_event(request, &key, note, d2c_ns, q2c_ns, bytes, error);
+	/* The note of a parent serves its other parts too, and leaves by age. */
+	if (note && bio == (__u64)BPF_CORE_READ(request, bio))
+		bpf_map_delete_elem(&queued, &bio);
+	return 0;
+}

@@ -1,0 +1,133 @@
+#![doc = include_str!("README.md")]
+
+use crate::abi::histogram;
+use crate::collect::{ByContainer, Entry};
+use crate::error::ProbeError;
+use crate::features::Feature;
+use crate::hook::{Hook, tp_btf};
+use crate::maps::Table;
+use crate::probe::{Collector, EventDef, Probe};
+use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, view};
+use kpulse_common::container::Identities;
+use kpulse_common::metric::{Label, MetricDef, Samples};
+use serde::Serialize;
+
+abi!("direct_reclaim");
+
+const DURATION: MetricDef = MetricDef::histogram(
+    "kpulse_direct_reclaim_duration_seconds",
+    "Time that allocations spent freeing memory themselves, for the machine (global) or a memory cgroup's limit (memcg).",
+    &[Label::Container, Label::Named("kind")],
+);
+const UNMEASURED: MetricDef = MetricDef::counter(
+    "kpulse_direct_reclaim_unmeasured_total",
+    "Direct reclaims that the histogram lacks, since too many tasks reclaimed at once.",
+    &[],
+);
+
+/// See the module's documentation.
+pub const PROBE: Probe = Probe {
+    name: "direct_reclaim",
+    object: bpf_object!("direct_reclaim"),
+    needs: &[Feature::RingBuffer],
+    hooks: &[
+        Hook::any(
+            "mm_vmscan_direct_reclaim_begin",
+            &[
+                tp_btf("direct_reclaim_begin_with_memcg", "mm_vmscan_direct_reclaim_begin"),
+                tp_btf("direct_reclaim_begin", "mm_vmscan_direct_reclaim_begin"),
+            ],
+        ),
+        Hook::any(
+            "mm_vmscan_direct_reclaim_end",
+            &[tp_btf("direct_reclaim_end", "mm_vmscan_direct_reclaim_end")],
+        ),
+        Hook::any(
+            "mm_vmscan_memcg_reclaim_begin",
+            &[
+                tp_btf("memcg_reclaim_begin_with_memcg", "mm_vmscan_memcg_reclaim_begin"),
+                tp_btf("memcg_reclaim_begin", "mm_vmscan_memcg_reclaim_begin"),
+            ],
+        ),
+        Hook::any(
+            "mm_vmscan_memcg_reclaim_end",
+            &[tp_btf("memcg_reclaim_end", "mm_vmscan_memcg_reclaim_end")],
+        ),
+    ],
+    controller: "memory",
+    sized_by_containers: &[("duration", abi::KINDS)],
+    globals: |thresholds| vec![("min_duration_ns", thresholds.direct_reclaim.min_duration.as_nanos() as u64)],
+    metrics: &[DURATION, UNMEASURED],
+    events: &[EventDef {
+        kind: "direct_reclaim",
+        help: "An allocation had to free memory itself, and that took long.",
+        decode,
+        names: |_| Names::new(),
+    }],
+    collector: Some(|maps, kernel| {
+        let duration: Table<abi::direct_reclaim_key, histogram> = maps.table("duration")?;
+        for kind in 0..abi::KINDS {
+            // Holds what finds no room later.
+            duration
+                .set(&abi::direct_reclaim_key { cgroup_id: 0, kind: kind.into() }, &histogram::default())?;
+        }
+        Ok(Box::new(Reader {
+            duration,
+            losses: maps.table("losses")?,
+            containers: ByContainer::new(kernel.hierarchy),
+        }))
+    }),
+    ..Probe::EMPTY
+};
+
+struct Reader {
+    duration: Table<abi::direct_reclaim_key, histogram>,
+    losses: Table<u32, u64>,
+    containers: ByContainer,
+}
+
+impl Collector for Reader {
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        let entries = self.duration.entries()?.into_iter().map(|(key, histogram)| Entry {
+            cgroup_id: key.cgroup_id,
+            labels: vec![kind(key.kind).into()],
+            histogram: histogram.into(),
+        });
+        let gone = self.containers.report(&DURATION, entries.collect(), identities, out);
+        for cgroup_id in gone {
+            for kind in 0..abi::KINDS {
+                self.duration.remove(&abi::direct_reclaim_key { cgroup_id, kind: kind.into() })?;
+            }
+        }
+        out.count(&UNMEASURED, &[], self.losses.get(&0)?.unwrap_or(0));
+        Ok(())
+    }
+}
+
+fn kind(number: u64) -> &'static str {
+    if number == u64::from(abi::KIND_MEMCG) { "memcg" } else { "global" }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    kind: &'static str,
+    /// The allocation was for 2^order pages.
+    order: i32,
+    reclaimed_pages: u64,
+    /// The cgroup whose limit was reached, where the kernel says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_cgroup_id: Option<u64>,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::direct_reclaim_record = view(bytes)?;
+    let body = Body {
+        kind: kind(record.kind.into()),
+        order: record.order,
+        reclaimed_pages: record.reclaimed_pages,
+        target_cgroup_id: (record.target_cgroup_id != 0).then_some(record.target_cgroup_id),
+    };
+    Decoded::new(Header::from(&record.header), &body)
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Packets that the kernel dropped, and why.
+ * Hook: kfree_skb, with a reason since 5.17; before, the place in the kernel stands for it. Key: reason and protocol.
+ */
+#include "probe.h"
+#include "cgroup.h"
+#include "ring.h"
+#include "packet_drop.h"
+
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86dd
+#define PROTOCOL_TCP 6
+#define PROTOCOL_UDP 17
+#define NO_HEADER 0xffff
+
+/* Bound: reasons times protocols seen. Drops beyond it are counted in `losses`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct packet_drop_key);
+	__type(value, __u64);
+} drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+/* WORTH_* by reason number; numbers change with every release, so the loader fills it by name. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, REASONS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} worth SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NORMAL_RANGES);
+	__type(key, __u32);
+	__type(value, struct packet_drop_range);
+} normal_ranges SEC(".maps");
+
+struct packet {
+	__u16 ethertype;
+	__u8 ip_version;
+	__u8 protocol;
+	unsigned char *network; /* start of the IP header */
+	unsigned char *transport; /* NULL where there is none */
+};
+
+static __always_inline void read_packet(struct sk_buff *skb, struct packet *packet)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u16 network = BPF_CORE_READ(skb, network_header), transport = BPF_CORE_READ(skb, transport_header);
+	__u8 first = 0;
+
+	packet->ethertype = __builtin_bswap16(BPF_CORE_READ(skb, protocol));
+	packet->network = head + network;
+	bpf_probe_read_kernel(&first, 1, packet->network);
+	if (packet->ethertype == ETHERTYPE_IPV4 && first >> 4 == 4) {
+		packet->ip_version = 4;
+		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 9);
+		/* Before the stack has set it, the transport header follows the IP header. */
+		packet->transport = packet->network + (first & 0xf) * 4;
+	} else if (packet->ethertype == ETHERTYPE_IPV6 && first >> 4 == 6) {
+		packet->ip_version = 6;
+		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 6);
+		packet->transport = transport != NO_HEADER && transport > network ? head + transport :
+										    packet->network + 40;
+	}
+}
+
+static __always_inline bool is_normal_place(__u64 location)
+{
+	for (__u32 i = 0; i < NORMAL_RANGES; i++) {
+		__u32 index = i;
+		struct packet_drop_range *range = bpf_map_lookup_elem(&normal_ranges, &index);
+		if (!range || !range->end)
+			return false;
+		if (location >= range->start && location < range->end)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool is_worth_event(struct packet *packet, __u64 location, __u32 reason, bool has_reason)
+{
+	if (!packet->ip_version)
+		return false;
+	if (!has_reason)
+		return !is_normal_place(location);
+	__u32 *value = bpf_map_lookup_elem(&worth, &reason);
+	if (!value || *value == WORTH_EVENT)
+		return true;
+	return *value == WORTH_EVENT_UNLESS_TCP && packet->protocol != PROTOCOL_TCP;
+}
+
+static __always_inline void count(struct packet *packet, __u64 location, __u32 reason, bool has_reason)
+{
+	struct packet_drop_key key = {
+		.location = has_reason ? 0 : location,
+		.reason = reason,
+		.ethertype = packet->ethertype,
+		.protocol = packet->ip_version ? packet->protocol : 0,
+	};
+	__u64 *drop_count = bpf_map_lookup_elem(&drops, &key), nothing = 0;
+	__u32 zero = 0;
+
+	if (!drop_count) {
+		bpf_map_update_elem(&drops, &key, &nothing, BPF_NOEXIST);
+		drop_count = bpf_map_lookup_elem(&drops, &key);
+	}
+	if (!drop_count)
+		drop_count = bpf_map_lookup_elem(&losses, &zero);
+	if (drop_count)
+		__sync_fetch_and_add(drop_count, 1);
+}
+
+static __always_inline void fill_flow(struct packet_drop_record *record, struct packet *packet)
+{
+	__u32 address_bytes = packet->ip_version == 4 ? 4 : 16;
+	unsigned char *source = packet->network + (packet->ip_version == 4 ? 12 : 8);
+	__be16 ports[2] = {};
+
+	__builtin_memset(record->source, 0, 32);
+	if (packet->ip_version == 4) {
+		bpf_probe_read_kernel(record->source, 4, source);
+		bpf_probe_read_kernel(record->destination, 4, source + address_bytes);
+	} else {
+		bpf_probe_read_kernel(record->source, 16, source);
+		bpf_probe_read_kernel(record->destination, 16, source + address_bytes);
+	}
+	record->has_ports = packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP;
+	if (record->has_ports)
+		bpf_probe_read_kernel(ports, sizeof(ports), packet->transport);
+	record->source_port = __builtin_bswap16(ports[0]);
+	record->destination_port = __builtin_bswap16(ports[1]);
+	record->tcp_seq = 0;
+	record->tcp_flags = 0;
+	if (packet->protocol == PROTOCOL_TCP) {
+		__be32 seq = 0;
+		bpf_probe_read_kernel(&seq, sizeof(seq), packet->transport + 4);
+		record->tcp_seq = __builtin_bswap32(seq);
+		bpf_probe_read_kernel(&record->tcp_flags, 1, packet->transport + 13);
+	}
+}
+
+static __always_inline void fill_device(struct packet_drop_record *record, struct sk_buff *skb)
+{
+	struct net_device *device = BPF_CORE_READ(skb, dev);
+
+	record->device = 0;
+	record->netns = 0;
+	__builtin_memset(record->device_name, 0, sizeof(record->device_name));
+	record->is_incoming = BPF_CORE_READ(skb, skb_iif) != 0;
+	if (!device)
+		return;
+	record->device = BPF_CORE_READ(device, ifindex);
+	record->netns = BPF_CORE_READ(device, nd_net.net, ns.inum);
+	bpf_core_read(record->device_name, sizeof(record->device_name), &device->name);
+}
+
+/* The container of the socket; on cgroup v1 hosts a socket does not know it. */
+static __always_inline __u64 socket_cgroup_id(struct sock *sk)
+{
+	if (!sk || cgroup_v1 || !bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return 0;
+	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+}
+
+static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 location, __u32 reason, bool has_reason,
+				   struct sock *sk)
+{
+	struct packet packet = {};
+
+	read_packet(skb, &packet);
+	/* Below this a protocol number is a length or a local socket family: no packet. */
+	if (packet.ethertype < 0x0600)
+		return 0;
+	if (want_metrics)
+		count(&packet, location, reason, has_reason);
+	if (!want_events || !is_worth_event(&packet, location, reason, has_reason))
+		return 0;
+	struct packet_drop_record *record =
+		ring_reserve(sizeof(*record), socket_cgroup_id(sk), UNKNOWN_U64, UNKNOWN_U64);
+	if (!record)
+		return 0;
+	header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	record->location = location;
+	record->reason = reason;
+	record->has_reason = has_reason;
+	record->length = BPF_CORE_READ(skb, len);
+	record->ethertype = packet.ethertype;
+	record->ip_version = packet.ip_version;
+	record->protocol = packet.protocol;
+	fill_device(record, skb);
+	fill_flow(record, &packet);
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+/* Since 6.11 (c53795d48ee8). */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb_with_socket, struct sk_buff *skb, void *location, __u32 reason, struct sock *rx_sk)
+{
+	return dropped(ctx, skb, (__u64)location, reason, true, rx_sk ? rx_sk : BPF_CORE_READ(skb, sk));
+}
+
+/* Since 5.17 (c504e5c2f964). */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb_with_reason, struct sk_buff *skb, void *location, __u32 reason)
+{
+	return dropped(ctx, skb, (__u64)location, reason, true, BPF_CORE_READ(skb, sk));
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb, struct sk_buff *skb, void *location)
+{
+	return dropped(ctx, skb, (__u64)location, 0, false, BPF_CORE_READ(skb, sk));
+}

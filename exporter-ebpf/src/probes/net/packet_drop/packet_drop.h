@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef KPULSE_PACKET_DROP_H
+#define KPULSE_PACKET_DROP_H
+
+#include "record.h"
+
+/* Reasons of the kernel's core have numbers below this; larger ones belong to a subsystem. */
+#define REASONS_MAX 512
+/* Functions whose drops are normal life, for kernels that give no reason. */
+#define NORMAL_RANGES 16
+
+/* What a drop for a reason is worth; the loader fills the table by name. */
+#define WORTH_EVENT 0
+#define WORTH_COUNT 1
+#define WORTH_EVENT_UNLESS_TCP 2
+
+struct packet_drop_key {
+	__u64 location; /* 0 where the kernel gives a reason */
+	__u32 reason;
+	__u16 ethertype;
+	__u8 protocol; /* IPPROTO_*, of IPv4 and IPv6 */
+	__u8 _pad;
+};
+_Static_assert(sizeof(struct packet_drop_key) == 16, "Rust reads this layout");
+
+/* A kernel function, [start, end). */
+struct packet_drop_range {
+	__u64 start;
+	__u64 end;
+};
+_Static_assert(sizeof(struct packet_drop_range) == 16, "Rust reads this layout");
+
+struct packet_drop_record {
+	struct record_header header; /* the task on the CPU, which need not be the packet's */
+	__u64 location;
+	__u32 reason;
+	__u32 has_reason;
+	__u32 length;
+	__u32 device;
+	__u32 netns;
+	__u32 tcp_seq;
+	__u32 is_incoming;
+	__u16 ethertype;
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 ip_version;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 has_ports;
+	__u8 _pad[6];
+	__u8 source[16];
+	__u8 destination[16];
+	__u8 device_name[16];
+};
+_Static_assert(sizeof(struct packet_drop_record) == 432, "Rust reads this layout");
+
+#endif

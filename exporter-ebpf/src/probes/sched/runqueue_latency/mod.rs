@@ -1,0 +1,101 @@
+#![doc = include_str!("README.md")]
+
+use crate::collect::HistogramByContainer;
+use crate::error::ProbeError;
+use crate::features::Feature;
+use crate::hook::{Hook, raw_tp, tp_btf};
+use crate::maps::Table;
+use crate::probe::{Collector, EventDef, Probe};
+use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, comm, view};
+use kpulse_common::container::Identities;
+use kpulse_common::metric::{Label, MetricDef, Samples};
+use serde::Serialize;
+
+abi!("runqueue_latency");
+
+const LATENCY: MetricDef = MetricDef::histogram(
+    "kpulse_runqueue_latency_seconds",
+    "Time that tasks waited for a CPU, from runnable to running.",
+    &[Label::Container],
+);
+const UNMEASURED: MetricDef = MetricDef::counter(
+    "kpulse_runqueue_latency_unmeasured_total",
+    "Waits that are missing in the histogram (displaced) or counted in the container ~other (table_full).",
+    &[Label::Named("reason")],
+);
+
+/// See the module's documentation.
+pub const PROBE: Probe = Probe {
+    name: "runqueue_latency",
+    object: bpf_object!("runqueue_latency"),
+    needs: &[Feature::RingBuffer],
+    hooks: &[
+        Hook::any(
+            "sched_wakeup",
+            &[tp_btf("sched_wakeup", "sched_wakeup"), raw_tp("sched_wakeup_raw", "sched_wakeup")],
+        ),
+        Hook::any(
+            "sched_wakeup_new",
+            &[
+                tp_btf("sched_wakeup_new", "sched_wakeup_new"),
+                raw_tp("sched_wakeup_new_raw", "sched_wakeup_new"),
+            ],
+        ),
+        Hook::any(
+            "sched_switch",
+            &[tp_btf("sched_switch", "sched_switch"), raw_tp("sched_switch_raw", "sched_switch")],
+        ),
+    ],
+    controller: "cpu",
+    sized_by_containers: &[("latency", 1)],
+    globals: |thresholds| vec![("min_wait_ns", thresholds.runqueue_latency.min_wait.as_nanos() as u64)],
+    metrics: &[LATENCY, UNMEASURED],
+    events: &[EventDef {
+        kind: "runqueue_delay",
+        help: "A task was runnable for long before it got a CPU.",
+        decode,
+        names: |_| Names::new(),
+    }],
+    collector: Some(|maps, kernel| {
+        let latency = HistogramByContainer::new(&LATENCY, maps.table("latency")?, kernel.hierarchy)?;
+        Ok(Box::new(Reader { latency, losses: maps.table("losses")? }))
+    }),
+    ..Probe::EMPTY
+};
+
+struct Reader {
+    latency: HistogramByContainer,
+    losses: Table<u32, abi::runqueue_latency_value>,
+}
+
+impl Collector for Reader {
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        self.latency.collect(identities, out)?;
+        let losses = self.losses.get(&0)?.unwrap_or_default();
+        out.count(&UNMEASURED, &["displaced"], losses.displaced);
+        out.count(&UNMEASURED, &["table_full"], losses.table_full);
+        Ok(())
+    }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    /// Who had the CPU until the task got it.
+    occupant: Occupant,
+}
+
+#[derive(Debug, Serialize)]
+struct Occupant {
+    pid: u32,
+    tid: u32,
+    name: String,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::runqueue_latency_record = view(bytes)?;
+    let occupant =
+        Occupant { pid: record.occupant_tgid, tid: record.occupant_tid, name: comm(&record.occupant_comm) };
+    Decoded::new(Header::from(&record.header), &Body { occupant })
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Run-queue latency: from runnable to running, after a wake-up or a preemption.
+ * Hooks: sched_wakeup, sched_wakeup_new, sched_switch. Key: the cgroup of the task that waited.
+ * All three run with interrupts off, so per-CPU values need no atomics.
+ */
+#include "probe.h"
+#include "compat.h"
+#include "cgroup.h"
+#include "histogram.h"
+#include "ring.h"
+#include "runqueue_latency.h"
+
+const volatile __u64 min_wait_ns = 50000000;
+
+/*
+ * Since when a task is runnable: a word for each value of a pid's low bits, holding the time above the pid's high
+ * bits. Array look-ups are inlined and a store is atomic, so this costs a third of a hash map and works where
+ * task storage (5.11) does not. Tasks whose pids share their low bits displace each other, which is counted.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << RUNNABLE_INDEX_BITS);
+	__type(key, __u32);
+	__type(value, __u64);
+} runnable SEC(".maps");
+
+/* Bound: the loader's container_max. Key 0 holds what found no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u64);
+	__type(value, struct histogram);
+} latency SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct histogram);
+} zero_histogram SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct runqueue_latency_value);
+} losses SEC(".maps");
+
+static __always_inline struct runqueue_latency_value *loss_counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&losses, &zero);
+}
+
+static __always_inline struct histogram *latency_of(__u64 cgroup_id)
+{
+	struct histogram *histogram = bpf_map_lookup_elem(&latency, &cgroup_id);
+	__u32 zero = 0;
+
+	if (histogram)
+		return histogram;
+	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
+	if (!empty)
+		return NULL;
+	if (!bpf_map_update_elem(&latency, &cgroup_id, empty, BPF_NOEXIST))
+		return bpf_map_lookup_elem(&latency, &cgroup_id);
+	struct runqueue_latency_value *loss = loss_counters();
+	if (loss)
+		loss->table_full++;
+	cgroup_id = 0;
+	return bpf_map_lookup_elem(&latency, &cgroup_id);
+}
+
+static __always_inline void mark_runnable(__u32 tid, __u64 now_ns)
+{
+	__u32 index = tid & ((1 << RUNNABLE_INDEX_BITS) - 1);
+	__u64 *since = bpf_map_lookup_elem(&runnable, &index);
+
+	if (since)
+		*since = now_ns << RUNNABLE_TAG_BITS | tid >> RUNNABLE_INDEX_BITS;
+}
+
+/* Nanoseconds since the task became runnable; 0 when that was not seen. */
+static __always_inline __u64 take_runnable(__u32 tid, __u64 now_ns)
+{
+	__u32 index = tid & ((1 << RUNNABLE_INDEX_BITS) - 1);
+	__u64 *since = bpf_map_lookup_elem(&runnable, &index);
+
+	if (!since || !*since)
+		return 0;
+	__u64 word = *since;
+	if ((word & ((1 << RUNNABLE_TAG_BITS) - 1)) != tid >> RUNNABLE_INDEX_BITS) {
+		struct runqueue_latency_value *loss = loss_counters();
+		if (loss)
+			loss->displaced++;
+		return 0;
+	}
+	*since = 0;
+	__u64 waited_ns = now_ns - (word >> RUNNABLE_TAG_BITS);
+	/* CPUs' clocks may differ by a little: a wait that ends before it began was none. */
+	return (__s64)waited_ns > 0 ? waited_ns : 1;
+}
+
+static __always_inline void send_event(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
+				       __u64 waited_ns)
+{
+	struct runqueue_latency_record *record =
+		ring_reserve(sizeof(*record), cgroup_id, waited_ns, min_wait_ns);
+
+	if (!record)
+		return;
+	record->header.tgid = BPF_CORE_READ(next, tgid);
+	record->header.tid = BPF_CORE_READ(next, pid);
+	bpf_core_read(record->header.comm, COMM_BYTES, &next->comm);
+	record->occupant_tgid = BPF_CORE_READ(prev, tgid);
+	record->occupant_tid = BPF_CORE_READ(prev, pid);
+	bpf_core_read(record->occupant_comm, COMM_BYTES, &prev->comm);
+	bpf_ringbuf_submit(record, 0);
+}
+
+static __always_inline void task_ran(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
+				     __u64 waited_ns)
+{
+	if (want_metrics) {
+		struct histogram *histogram = latency_of(cgroup_id);
+		if (histogram)
+			histogram_add(histogram, waited_ns);
+	}
+	if (want_events && waited_ns >= min_wait_ns)
+		send_event(prev, next, cgroup_id, waited_ns);
+}
+
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(sched_wakeup, struct task_struct *task)
+{
+	mark_runnable(task->pid, bpf_ktime_get_ns());
+	return 0;
+}
+
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(sched_wakeup_new, struct task_struct *task)
+{
+	mark_runnable(task->pid, bpf_ktime_get_ns());
+	return 0;
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	__u64 now_ns = bpf_ktime_get_ns();
+
+	/* Still runnable: it was preempted, and waits from here on. The idle task, pid 0, never waits. */
+	if (prev->pid && !task_state(prev))
+		mark_runnable(prev->pid, now_ns);
+	if (!next->pid)
+		return 0;
+	__u64 waited_ns = take_runnable(next->pid, now_ns);
+	if (waited_ns && (want_metrics || waited_ns >= min_wait_ns))
+		task_ran(prev, next, task_cgroup_id(next, cpu_cgrp_id), waited_ns);
+	return 0;
+}
+
+SEC("raw_tp/sched_wakeup")
+int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *task = (void *)context->args[0];
+
+	mark_runnable(BPF_CORE_READ(task, pid), bpf_ktime_get_ns());
+	return 0;
+}
+
+SEC("raw_tp/sched_wakeup_new")
+int sched_wakeup_new_raw(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *task = (void *)context->args[0];
+
+	mark_runnable(BPF_CORE_READ(task, pid), bpf_ktime_get_ns());
+	return 0;
+}
+
+SEC("raw_tp/sched_switch")
+int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *prev = (void *)context->args[1], *next = (void *)context->args[2];
+	__u32 prev_tid = BPF_CORE_READ(prev, pid), next_tid = BPF_CORE_READ(next, pid);
+	__u64 now_ns = bpf_ktime_get_ns();
+
+	if (prev_tid && !task_state(prev))
+		mark_runnable(prev_tid, now_ns);
+	if (!next_tid)
+		return 0;
+	__u64 waited_ns = take_runnable(next_tid, now_ns);
+	if (waited_ns && (want_metrics || waited_ns >= min_wait_ns))
+		task_ran(prev, next, read_task_cgroup_id(next, cpu_cgrp_id), waited_ns);
+	return 0;
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef KPULSE_RUNQUEUE_LATENCY_H
+#define KPULSE_RUNQUEUE_LATENCY_H
+
+#include "record.h"
+
+/* Low bits of a pid that index `runnable`, and how many bits a pid has above them (the kernel's limit is 2^22). */
+#define RUNNABLE_INDEX_BITS 16
+#define RUNNABLE_TAG_BITS 6
+
+/* What the scheduler did that could not be measured, one counter each. */
+struct runqueue_latency_value {
+	__u64 displaced; /* another task's pid shares the index and took the entry */
+	__u64 table_full; /* counted in cgroup 0, since the map has no room */
+};
+_Static_assert(sizeof(struct runqueue_latency_value) == 16, "Rust reads this layout");
+
+struct runqueue_latency_record {
+	struct record_header header; /* the task that waited */
+	__u32 occupant_tgid; /* the task that left the CPU just before */
+	__u32 occupant_tid;
+	__u8 occupant_comm[COMM_BYTES];
+};
+_Static_assert(sizeof(struct runqueue_latency_record) == 352, "Rust reads this layout");
+
+#endif

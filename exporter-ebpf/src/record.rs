@@ -1,0 +1,93 @@
+//! Decoding what every record of every ring begins with: bytes in, value out.
+
+use crate::abi;
+use crate::error::ProbeError;
+use aya::Pod;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Kernel numbers by name, as a decoder needs them: reasons, operations.
+pub type Names = BTreeMap<u64, String>;
+
+/// A decoded record: the header that all share, and the probe's own fields as a JSON object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// What every record begins with.
+    pub header: Header,
+    /// The probe's fields.
+    pub body: serde_json::Value,
+    /// A kernel address in the body that wants a name, as (field, address).
+    pub place: Option<(&'static str, u64)>,
+}
+
+impl Decoded {
+    /// A header with the probe's fields.
+    pub fn new(header: Header, body: &impl Serialize) -> Result<Self, ProbeError> {
+        let body = serde_json::to_value(body).map_err(|error| ProbeError::Layout(error.to_string()))?;
+        Ok(Self { header, body, place: None })
+    }
+}
+
+/// The head of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// When what is told ended, CLOCK_BOOTTIME.
+    pub boot_ns: u64,
+    /// The measured value; `None` for a fact without one.
+    pub value_ns: Option<u64>,
+    /// The threshold that it reached.
+    pub threshold_ns: Option<u64>,
+    /// The cgroup in the probe's hierarchy; `None` when the kernel could not tell.
+    pub cgroup_id: Option<u64>,
+    /// Records of this cgroup that the rate limit kept back, since its bucket was made.
+    pub suppressed_total: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// The CPU.
+    pub cpu: u32,
+    /// Name of the thread.
+    pub comm: String,
+    /// Kernel stack, innermost first.
+    pub stack: Vec<u64>,
+}
+
+impl From<&abi::record_header> for Header {
+    fn from(raw: &abi::record_header) -> Self {
+        let frames = usize::try_from(raw.stack_bytes).unwrap_or(0) / size_of::<u64>();
+        Self {
+            boot_ns: raw.boot_ns,
+            value_ns: known(raw.value_ns),
+            threshold_ns: known(raw.threshold_ns),
+            cgroup_id: (raw.cgroup_id != 0).then_some(raw.cgroup_id),
+            suppressed_total: raw.suppressed_total,
+            pid: raw.tgid,
+            tid: raw.tid,
+            cpu: raw.cpu,
+            comm: comm(&raw.comm),
+            stack: raw.stack.iter().take(frames).copied().take_while(|&address| address != 0).collect(),
+        }
+    }
+}
+
+/// `None` for the sentinel of a value that could not be measured.
+pub fn known(value: u64) -> Option<u64> {
+    (value != abi::UNKNOWN_U64).then_some(value)
+}
+
+/// A name of at most 16 bytes as the kernel keeps it; what is not UTF-8 is replaced, a program may call itself anything.
+pub fn comm(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The bytes as a record of this type; an error when the size is not exactly its size.
+pub fn view<T: Pod>(bytes: &[u8]) -> Result<T, ProbeError> {
+    if bytes.len() != size_of::<T>() {
+        let (have, want) = (bytes.len(), size_of::<T>());
+        return Err(ProbeError::Layout(format!("a record has {have} bytes where {want} were agreed on")));
+    }
+    // SAFETY: the length was checked, T is Pod, and read_unaligned needs no alignment.
+    Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}

@@ -1,0 +1,235 @@
+//! The rings of all probes as one stream: waits on them together, decodes, names kernel addresses, and counts what
+//! was lost, so that produced = delivered + each loss.
+
+use crate::abi::ring_counts;
+use crate::error::ProbeError;
+use crate::loader::{Loaded, ProbeSet};
+use crate::maps::{Maps, Table};
+use crate::probe::EventDef;
+use crate::record::{Decoded, Header, Names};
+use crate::symbols::KernelSymbols;
+use aya::maps::{MapData, RingBuf};
+use kpulse_common::container::{CgroupId, Hierarchy};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Records taken from one ring before the next one has its turn.
+const DRAIN_MAX: usize = 4096;
+/// Cgroups whose last suppressed count is remembered, per probe; beyond it the oldest knowledge is dropped at once.
+const SUPPRESSED_MAX: usize = 4096;
+
+/// One decoded record of a ring, with names instead of kernel addresses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fact {
+    /// The probe that saw it.
+    pub probe: &'static str,
+    /// Its kind.
+    pub kind: &'static str,
+    /// When it ended, CLOCK_BOOTTIME.
+    pub boot_ns: u64,
+    /// The measured value.
+    pub value_ns: Option<u64>,
+    /// The threshold that it reached.
+    pub threshold_ns: Option<u64>,
+    /// The CPU.
+    pub cpu: u32,
+    /// Process id; 0 when no task can be named.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Name of the thread.
+    pub comm: String,
+    /// The cgroup, where the kernel could tell it.
+    pub cgroup: Option<CgroupId>,
+    /// Events like it that the rate limit kept back since the last one of this cgroup.
+    pub suppressed: u64,
+    /// Kernel functions, innermost first.
+    pub kernel_stack: Vec<String>,
+    /// User functions, innermost first.
+    pub user_stack: Vec<String>,
+    /// The probe's own fields.
+    pub body: Value,
+}
+
+/// Records that a consumer never sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// The probe.
+    pub probe: &'static str,
+    /// `suppressed`, `ring_full` or `decode_error`.
+    pub reason: &'static str,
+    /// How many since the probe attached.
+    pub count: u64,
+}
+
+struct Ring {
+    probe: &'static str,
+    event: &'static EventDef,
+    names: Names,
+    hierarchy: Hierarchy,
+    ring: RingBuf<MapData>,
+    counts: Table<u32, ring_counts>,
+    decode_errors: u64,
+    suppressed_before: HashMap<Option<u64>, u64>,
+}
+
+/// All rings of a process.
+pub struct EventStream {
+    rings: Vec<Ring>,
+    epoll: OwnedFd,
+    symbols: KernelSymbols,
+}
+
+impl ProbeSet {
+    /// The rings of all active probes. The set must live on: it keeps the probes attached.
+    pub fn take_events(&mut self) -> Result<EventStream, ProbeError> {
+        let mut rings = Vec::new();
+        for index in 0..self.loaded.len() {
+            let names = self.loaded[index].probe.events.first().map(|event| (event.names)(&self.types));
+            rings.extend(open_ring(&mut self.loaded[index], names.unwrap_or_default())?);
+        }
+        let epoll = watch(&rings).map_err(|source| ProbeError::Map { map: "events".into(), source })?;
+        Ok(EventStream { rings, epoll, symbols: KernelSymbols::new(&self.paths) })
+    }
+}
+
+fn open_ring(loaded: &mut Loaded, names: Names) -> Result<Option<Ring>, ProbeError> {
+    let (Some(event), Some(ebpf)) = (loaded.probe.events.first(), loaded.ebpf.as_mut()) else {
+        return Ok(None);
+    };
+    let counts = Maps(ebpf).table("event_counts")?;
+    let Some(map) = ebpf.take_map("events") else { return Ok(None) };
+    let ring = RingBuf::try_from(map).map_err(|error| ProbeError::Load(error.to_string()))?;
+    Ok(Some(Ring {
+        probe: loaded.probe.name,
+        event,
+        names,
+        hierarchy: loaded.hierarchy,
+        ring,
+        counts,
+        decode_errors: 0,
+        suppressed_before: HashMap::new(),
+    }))
+}
+
+fn watch(rings: &[Ring]) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made, and nothing else owns it.
+    let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+    for (index, ring) in rings.iter().enumerate() {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN.unsigned_abs(), u64: index as u64 };
+        // SAFETY: both descriptors are open and `event` lives through the call.
+        let outcome = unsafe {
+            libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, ring.ring.as_raw_fd(), &raw mut event)
+        };
+        if outcome < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(epoll)
+}
+
+impl EventStream {
+    /// Waits until a ring has records; `false` when the time is over.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the descriptor is open, and there is room for the one event asked for.
+        let ready = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), &raw mut event, 1, milliseconds) };
+        match ready {
+            0 => Ok(false),
+            1.. => Ok(true),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Takes what the rings hold, a bounded number of records from each.
+    pub fn drain(&mut self, each: &mut dyn FnMut(Fact)) {
+        for ring in &mut self.rings {
+            for _ in 0..DRAIN_MAX {
+                let Some(record) = ring.ring.next() else { break };
+                let decoded = (ring.event.decode)(&record, &ring.names);
+                drop(record);
+                match decoded {
+                    Ok(decoded) => each(ring.fact(decoded, &mut self.symbols)),
+                    Err(error) => {
+                        ring.decode_errors += 1;
+                        tracing::debug!(probe = ring.probe, %error, "record not decoded");
+                    }
+                }
+            }
+        }
+    }
+
+    /// What was lost since the probes attached, by probe and reason.
+    pub fn losses(&mut self) -> Vec<Loss> {
+        let losses = |ring: &Ring| {
+            let counts = ring.counted();
+            let of = |reason, count| Loss { probe: ring.probe, reason, count };
+            [
+                of("suppressed", counts.suppressed),
+                of("ring_full", counts.ring_full),
+                of("decode_error", ring.decode_errors),
+            ]
+        };
+        self.rings.iter().flat_map(losses).collect()
+    }
+
+    /// How many times each probe had something to tell since it attached.
+    pub fn produced(&mut self) -> Vec<(&'static str, u64)> {
+        self.rings.iter().map(|ring| (ring.probe, ring.counted().produced)).collect()
+    }
+}
+
+impl Ring {
+    fn counted(&self) -> ring_counts {
+        self.counts.get(&0).ok().flatten().unwrap_or_default()
+    }
+
+    fn fact(&mut self, decoded: Decoded, symbols: &mut KernelSymbols) -> Fact {
+        let Decoded { header, mut body, place } = decoded;
+        let mut addresses = header.stack.clone();
+        addresses.extend(place.map(|(_, address)| address));
+        let mut kernel_stack = symbols.names(&addresses);
+        if let (Some((field, _)), Some(name)) = (place, kernel_stack.get(header.stack.len()).cloned()) {
+            body[field] = name.into();
+        }
+        kernel_stack.truncate(header.stack.len());
+        Fact {
+            probe: self.probe,
+            kind: self.event.kind,
+            boot_ns: header.boot_ns,
+            value_ns: header.value_ns,
+            threshold_ns: header.threshold_ns,
+            cpu: header.cpu,
+            pid: header.pid,
+            tid: header.tid,
+            suppressed: self.suppressed_since_last(&header),
+            cgroup: header.cgroup_id.map(|id| CgroupId { hierarchy: self.hierarchy, id }),
+            comm: header.comm,
+            kernel_stack,
+            user_stack: Vec::new(),
+            body,
+        }
+    }
+
+    /// The kernel's count only grows, so the difference to the last event is exact; a smaller one is a fresh bucket.
+    fn suppressed_since_last(&mut self, header: &Header) -> u64 {
+        if self.suppressed_before.len() >= SUPPRESSED_MAX {
+            self.suppressed_before.clear();
+        }
+        let total = header.suppressed_total;
+        let before = self.suppressed_before.insert(header.cgroup_id, total).unwrap_or(0);
+        total.checked_sub(before).unwrap_or(total)
+    }
+}

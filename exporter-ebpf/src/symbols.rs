@@ -1,0 +1,143 @@
+//! Names of kernel addresses, from kallsyms, modules included.
+//!
+//! A table of our own, since it holds functions only, in 3 MiB, and is read when the first stack arrives.
+
+use kpulse_common::paths::Paths;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What stands for an address without a name.
+pub const UNKNOWN: &str = "[unknown]";
+/// An address that no function holds may lie in a module that came later: the table is read anew, this often at most.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
+/// No function is larger: an address further behind the last symbol lies in a module that is not in the table.
+const FUNCTION_BYTES_MAX: u64 = 1 << 20;
+
+/// Turns kernel addresses into function names.
+pub struct KernelSymbols {
+    kallsyms: PathBuf,
+    functions: Functions,
+    loaded: Option<Instant>,
+}
+
+impl KernelSymbols {
+    /// For the kernel whose `/proc` this is; reads nothing yet.
+    pub fn new(paths: &Paths) -> Self {
+        Self { kallsyms: paths.procfs.join("kallsyms"), functions: Functions::default(), loaded: None }
+    }
+
+    /// One name for each address, without offsets, which would split functions; [`UNKNOWN`] where there is none.
+    pub fn names(&mut self, addresses: &[u64]) -> Vec<String> {
+        let is_missing = |address: &u64| self.functions.name(*address).is_none();
+        if addresses.iter().any(is_missing) && self.loaded.is_none_or(|at| at.elapsed() >= RELOAD_INTERVAL) {
+            self.loaded = Some(Instant::now());
+            match File::open(&self.kallsyms).and_then(|file| Functions::read(BufReader::new(file))) {
+                Ok(functions) => self.functions = functions,
+                Err(error) => {
+                    tracing::warn!(path = %self.kallsyms.display(), %error, "kernel addresses have no names")
+                }
+            }
+        }
+        addresses.iter().map(|&address| self.functions.name(address).unwrap_or(UNKNOWN).to_owned()).collect()
+    }
+}
+
+/// Address ranges of kernel functions, in the order of `wanted`; those that are not there are left out.
+pub fn function_ranges(paths: &Paths, wanted: &[&str]) -> io::Result<Vec<Range<u64>>> {
+    let functions = Functions::read(BufReader::new(File::open(paths.procfs.join("kallsyms"))?))?;
+    Ok(wanted.iter().flat_map(|name| functions.ranges(name)).collect())
+}
+
+/// Functions by address. kallsyms has no sizes: a function ends where the next one begins.
+#[derive(Debug, Default)]
+struct Functions {
+    /// Start, and where the name begins in `names`; sorted by start.
+    starts: Vec<(u64, u32)>,
+    /// Names, each ended by a line feed.
+    names: String,
+}
+
+impl Functions {
+    fn read(mut lines: impl BufRead) -> io::Result<Self> {
+        let mut functions = Self::default();
+        let mut line = String::new();
+        while lines.read_line(&mut line)? > 0 {
+            functions.add(&line);
+            line.clear();
+        }
+        functions.starts.sort_unstable();
+        functions.starts.shrink_to_fit();
+        functions.names.shrink_to_fit();
+        Ok(functions)
+    }
+
+    /// A line is `address type name [module]`; an address that is hidden from us reads as zero.
+    fn add(&mut self, line: &str) {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            return;
+        };
+        let (Ok(address), Ok(offset)) = (u64::from_str_radix(address, 16), u32::try_from(self.names.len()))
+        else {
+            return;
+        };
+        if address != 0 {
+            self.starts.push((address, offset));
+            self.names.push_str(name);
+            self.names.push('\n');
+        }
+    }
+
+    fn name(&self, address: u64) -> Option<&str> {
+        let index = self.starts.partition_point(|&(start, _)| start <= address).checked_sub(1)?;
+        let (start, offset) = self.starts[index];
+        if address - start > FUNCTION_BYTES_MAX {
+            return None;
+        }
+        self.names.get(offset as usize..)?.lines().next()
+    }
+
+    fn ranges<'a>(&'a self, wanted: &'a str) -> impl Iterator<Item = Range<u64>> + 'a {
+        let named =
+            self.starts.iter().enumerate().filter(move |(_, (start, _))| self.name(*start) == Some(wanted));
+        named.filter_map(|(index, &(start, _))| {
+            let next = self.starts[index..].iter().find(|(other, _)| *other > start);
+            next.map(|&(end, _)| start..end)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KALLSYMS: &str = "0000000000001000 T first\n0000000000001080 T third\t[mod]\n0000000000001040 t second\n0000000000001050 d data\n";
+
+    #[test]
+    fn an_address_belongs_to_the_function_that_begins_before_it() {
+        let functions = Functions::read(KALLSYMS.as_bytes()).unwrap();
+        assert_eq!(functions.name(0x1000), Some("first"));
+        assert_eq!(functions.name(0x107f), Some("second"));
+        assert_eq!(functions.name(0x1080), Some("third"));
+        assert_eq!(functions.name(0xfff), None);
+        assert_eq!(functions.name(0x1080 + FUNCTION_BYTES_MAX + 1), None);
+    }
+
+    #[test]
+    fn a_function_ends_where_the_next_one_begins() {
+        let functions = Functions::read(KALLSYMS.as_bytes()).unwrap();
+        assert_eq!(functions.ranges("second").collect::<Vec<_>>(), [0x1040..0x1080]);
+        assert_eq!(functions.ranges("absent").count(), 0);
+    }
+
+    #[test]
+    fn hidden_addresses_name_nothing() {
+        let functions = Functions::read("0000000000000000 T first\n".as_bytes()).unwrap();
+        assert_eq!(functions.name(0), None);
+    }
+}

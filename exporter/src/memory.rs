@@ -1,0 +1,20 @@
+//! Keeping the resident set small with glibc's allocator.
+
+/// One arena for all threads. The default of eight for each core keeps pages of every thread that ever allocated,
+/// and only one thread at a time works here.
+pub fn bound_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: called before any thread exists; mallopt only sets a parameter.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives back what loading needed: the verifier's log, BTF and relocations, about 10 MiB.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim has no preconditions and is thread-safe.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

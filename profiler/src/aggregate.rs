@@ -1,0 +1,189 @@
+//! How often was each stack seen, and in which process and container?
+//!
+//! A [`Window`] counts one stretch of time. Host, container and process profiles are views of the same
+//! entries, so a scope costs nothing until it is asked for.
+
+use crate::names::Stack;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// What a profile is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything that ran.
+    Host,
+    /// One container, by its id or the id's first twelve characters or more.
+    Container(String),
+    /// One process.
+    Process(u32),
+}
+
+impl Scope {
+    /// Whether a sample of this process and container belongs to the profile.
+    pub fn matches(&self, pid: u32, container: Option<&str>) -> bool {
+        match self {
+            Self::Host => true,
+            Self::Process(wanted) => pid == *wanted,
+            Self::Container(wanted) => container.is_some_and(|id| {
+                id == wanted || (wanted.len() >= SHORT_ID && id.starts_with(wanted.as_str()))
+            }),
+        }
+    }
+
+    /// The scope in words, for titles.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Host => "host".into(),
+            Self::Container(id) => format!("container {id}"),
+            Self::Process(pid) => format!("process {pid}"),
+        }
+    }
+}
+
+/// Container programs show this many characters of an id.
+const SHORT_ID: usize = 12;
+
+/// One stack of one thread name in one process.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub pid: u32,
+    pub thread: Arc<str>,
+    pub container: Option<Arc<str>>,
+    pub stack: Stack,
+}
+
+/// The reason of samples whose stack found no room in its window.
+pub const WINDOW_FULL: &str = "window_full";
+
+/// What an entry takes beside its stack and its names, with the table's spare room.
+pub const ENTRY_BYTES: usize = (size_of::<Key>() + size_of::<u64>()) * 2;
+
+/// Counts by reason, of what did not get into a profile.
+pub type Losses = BTreeMap<&'static str, u64>;
+
+/// Samples of one stretch of time. `taken` = `stored` + `outside` + every loss.
+#[derive(Debug, Clone)]
+pub struct Window {
+    pub from: SystemTime,
+    pub to: SystemTime,
+    /// Samples that the kernel took.
+    pub taken: u64,
+    /// Samples counted in an entry.
+    pub stored: u64,
+    /// Samples of processes that were not asked for.
+    pub outside: u64,
+    /// Samples that were lost, by reason.
+    pub lost: Losses,
+    entries: HashMap<Key, u64>,
+    max_entries: usize,
+}
+
+impl Window {
+    /// An empty window that holds at most `max_entries` different stacks.
+    pub fn new(from: SystemTime, max_entries: usize) -> Self {
+        let (entries, lost) = (HashMap::new(), Losses::new());
+        Self { from, to: from, taken: 0, stored: 0, outside: 0, lost, entries, max_entries }
+    }
+
+    /// Counts samples of one stack, or counts them as lost when the window is full.
+    pub fn add(&mut self, key: Key, count: u64) {
+        if let Some(seen) = self.entries.get_mut(&key) {
+            *seen += count;
+        } else if self.entries.len() < self.max_entries {
+            self.entries.insert(key, count);
+        } else {
+            *self.lost.entry(WINDOW_FULL).or_default() += count;
+            return;
+        }
+        self.stored += count;
+    }
+
+    /// The stacks with their counts, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (&Key, u64)> {
+        self.entries.iter().map(|(key, count)| (key, *count))
+    }
+
+    /// How many different stacks there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+/// What an answer is made of: the entries of a scope over one or more windows.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    pub from: SystemTime,
+    pub to: SystemTime,
+    pub samples: u64,
+    pub lost: Losses,
+    pub entries: HashMap<Key, u64>,
+}
+
+impl Selection {
+    /// Gathers the entries of `scope` from windows in order of time; `None` without a window.
+    pub fn gather<'a>(windows: impl IntoIterator<Item = &'a Window>, scope: &Scope) -> Option<Self> {
+        let mut selection: Option<Self> = None;
+        for window in windows {
+            let (from, to) = (window.from, window.to);
+            let all = selection.get_or_insert_with(|| Self {
+                from,
+                to,
+                samples: 0,
+                lost: Losses::new(),
+                entries: HashMap::new(),
+            });
+            all.to = to;
+            for (reason, count) in &window.lost {
+                *all.lost.entry(reason).or_default() += count;
+            }
+            for (key, count) in window.entries() {
+                if scope.matches(key.pid, key.container.as_deref()) {
+                    *all.entries.entry(key.clone()).or_default() += count;
+                    all.samples += count;
+                }
+            }
+        }
+        selection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(pid: u32, container: Option<&str>, leaf: &str) -> Key {
+        let stack = [Arc::from("main"), Arc::from(leaf)];
+        Key {
+            pid,
+            thread: "t".into(),
+            container: container.map(Arc::from),
+            stack: Arc::from(stack.as_slice()),
+        }
+    }
+
+    #[test]
+    fn a_full_window_counts_what_it_leaves_out() {
+        let mut window = Window::new(SystemTime::UNIX_EPOCH, 2);
+        window.add(key(1, None, "a"), 5);
+        window.add(key(1, None, "b"), 3);
+        window.add(key(1, None, "c"), 2);
+        window.add(key(1, None, "a"), 1);
+        assert_eq!((window.stored, window.lost["window_full"], window.len()), (9, 2, 2));
+    }
+
+    #[test]
+    fn a_scope_selects_its_own_samples_over_windows() {
+        let id = "4f5e6d7c8b9a0f1e2d3c";
+        let mut first = Window::new(SystemTime::UNIX_EPOCH, 9);
+        first.add(key(1, None, "a"), 5);
+        first.add(key(2, Some(id), "a"), 7);
+        let second = first.clone();
+        let samples = |scope| Selection::gather([&first, &second], &scope).map(|found| found.samples);
+        assert_eq!(samples(Scope::Host), Some(24));
+        assert_eq!(samples(Scope::Process(2)), Some(14));
+        assert_eq!(samples(Scope::Container("4f5e6d7c8b9a".into())), Some(14));
+        assert_eq!(samples(Scope::Container("4f5e".into())), Some(0), "too short to be one container's");
+        assert!(Selection::gather([], &Scope::Host).is_none());
+    }
+}

@@ -1,0 +1,221 @@
+//! Which configuration does the profiler run with? Defaults, file, environment, flags.
+
+use kpulse_common::cli::{CommonFlags, Usage};
+use kpulse_common::config::{self, Layers, Value};
+use kpulse_common::logging::Log;
+use kpulse_common::paths::Paths;
+use serde::{Deserialize, Serialize};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How samples are taken.
+    pub sample: Sampling,
+    /// What `serve` keeps.
+    pub history: Kept,
+    /// Metrics and health.
+    pub web: Web,
+    /// Profiles and the page.
+    pub api: Api,
+    /// Log lines.
+    pub log: Log,
+    /// Where the kernel's file systems are mounted.
+    pub path: Paths,
+}
+
+/// The `sample:` block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Samples a second on each CPU; 99 does not run in step with timers at 100 Hz.
+    pub hz: u64,
+    /// How often samples leave the kernel: a process that lives shorter than this may end before it is named.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { hz: 99, interval: Duration::from_secs(1) }
+    }
+}
+
+/// The `history:` block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kept {
+    /// Length of one window, the finest grain of a past profile.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+    /// Age at which a window goes: an hour covers the incident that somebody is just looking at.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// Memory above which the oldest windows go.
+    pub max_bytes: u64,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { window: Duration::from_secs(10), max_age: Duration::from_secs(3600), max_bytes: 64 << 20 }
+    }
+}
+
+/// The `web:` block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Web {
+    /// Address of metrics and health.
+    pub listen_address: String,
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Self { listen_address: ":10842".into() }
+    }
+}
+
+/// The `api:` block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// Address of profiles and the page; a loopback address, since whoever may ask sees every program's names.
+    pub listen_address: String,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen_address: "127.0.0.1:10852".into() }
+    }
+}
+
+/// Flags of both subcommands.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Sampling")]
+pub struct SampleFlags {
+    /// Samples a second on each CPU [default: 99]
+    #[arg(long = "sample.hz", value_name = "HZ", global = true)]
+    pub hz: Option<u64>,
+    /// How often samples leave the kernel [default: 1s]
+    #[arg(long = "sample.interval", value_name = "DURATION", global = true)]
+    pub interval: Option<String>,
+}
+
+/// Flags of `serve`.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ServeFlags {
+    /// Length of one window of the history [default: 10s]
+    #[arg(long = "history.window", value_name = "DURATION")]
+    pub window: Option<String>,
+    /// Age at which a window goes [default: 1h]
+    #[arg(long = "history.max-age", value_name = "DURATION")]
+    pub max_age: Option<String>,
+    /// Memory above which the oldest windows go [default: 64 MiB]
+    #[arg(long = "history.max-bytes", value_name = "BYTES")]
+    pub max_bytes: Option<u64>,
+    /// Address of metrics and health [default: :10842]
+    #[arg(long = "web.listen-address", value_name = "ADDRESS")]
+    pub web: Option<String>,
+    /// Address of profiles and the page, loopback only [default: 127.0.0.1:10852]
+    #[arg(long = "api.listen-address", value_name = "ADDRESS")]
+    pub api: Option<String>,
+}
+
+/// Reads all layers and refuses what cannot work.
+pub fn load(common: &CommonFlags, sample: &SampleFlags, serve: &ServeFlags) -> anyhow::Result<Config> {
+    let text = |value: &Option<String>| value.as_ref().map(|value| Value::new(None, value.as_str()));
+    let number = |value: Option<u64>| value.map(|value| Value::new(None, value));
+    let given = [
+        ("sample.hz", number(sample.hz)),
+        ("sample.interval", text(&sample.interval)),
+        ("history.window", text(&serve.window)),
+        ("history.max_age", text(&serve.max_age)),
+        ("history.max_bytes", number(serve.max_bytes)),
+        ("web.listen_address", text(&serve.web)),
+        ("api.listen_address", text(&serve.api)),
+    ];
+    let mut overrides = common.overrides();
+    overrides.extend(given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+    let environment_prefix = "KPULSE_PROFILER";
+    let config = config::load(&Layers { file: common.config_file.clone(), environment_prefix, overrides })?;
+    check(&config)?;
+    Ok(config)
+}
+
+fn check(config: &Config) -> Result<(), Usage> {
+    let refuse = |sentence: String| Err(Usage(sentence));
+    let Sampling { hz, interval } = config.sample;
+    if !(1..=1000).contains(&hz) {
+        return refuse(format!(
+            "sample.hz is {hz}: a CPU is sampled 1 to 1000 times a second; 99 is a good choice"
+        ));
+    }
+    if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&interval) {
+        let given = humantime::format_duration(interval);
+        return refuse(format!(
+            "sample.interval is {given}: it must be between 100ms and 1m; 1s is a good choice"
+        ));
+    }
+    let kept = &config.history;
+    if kept.window < interval || kept.window > kept.max_age {
+        let [window, age, interval] = [kept.window, kept.max_age, interval].map(humantime::format_duration);
+        return refuse(format!(
+            "history.window is {window}: it must lie between sample.interval ({interval}) and history.max_age ({age})"
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses an address of the API that others than this machine can reach.
+pub fn check_loopback(address: &str) -> anyhow::Result<()> {
+    let refused = || {
+        Usage(format!(
+            "the address {address:?} of --api.listen-address can be reached from other machines, and profiles show \
+             every program's names: choose a loopback address such as 127.0.0.1:10852"
+        ))
+    };
+    if address.starts_with(':') {
+        return Err(refused().into());
+    }
+    let resolved = address.to_socket_addrs().map_err(|error| {
+        Usage(format!("the address {address:?} of --api.listen-address cannot be used: {error}; write for example \"127.0.0.1:10852\""))
+    });
+    let addresses: Vec<SocketAddr> = resolved?.collect();
+    if addresses.iter().all(|address| address.ip().is_loopback()) { Ok(()) } else { Err(refused().into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_accepted_and_written_as_they_are_read() {
+        check(&Config::default()).unwrap();
+        let text = serde_json::to_value(Config::default()).unwrap();
+        assert_eq!(text["history"]["max_age"], "1h");
+        assert_eq!(serde_json::from_value::<Config>(text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        let mut config = Config::default();
+        config.sample.hz = 0;
+        assert!(check(&config).unwrap_err().to_string().starts_with("sample.hz is 0"));
+        config = Config::default();
+        config.history.window = Duration::from_secs(7200);
+        assert!(check(&config).unwrap_err().to_string().contains("history.window is 2h"));
+    }
+
+    #[test]
+    fn only_loopback_serves_profiles() {
+        for good in ["127.0.0.1:0", "[::1]:10852", "127.8.8.8:1"] {
+            check_loopback(good).unwrap();
+        }
+        for bad in [":10852", "0.0.0.0:10852", "[::]:10852", "192.0.2.1:10852", "nonsense"] {
+            let error = check_loopback(bad).unwrap_err();
+            assert_eq!(kpulse_common::cli::exit_code(&error), 2, "{bad}");
+        }
+    }
+}

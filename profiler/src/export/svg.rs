@@ -1,0 +1,57 @@
+//! A flame graph that a browser shows by itself: one SVG file, searchable, zoomable, nothing loaded from elsewhere.
+
+use super::folded::Folded;
+use anyhow::Context;
+use inferno::flamegraph::{self, Options};
+
+/// Draws folded stacks. Without a stack, the picture says so instead of being an error.
+pub fn draw(folded: &Folded, title: &str, subtitle: &str) -> anyhow::Result<Vec<u8>> {
+    let mut options = Options::default();
+    options.title = title.to_owned();
+    options.subtitle = Some(subtitle.to_owned());
+    options.count_name = "samples".into();
+    // A function keeps its colour from one picture to the next.
+    options.deterministic = true;
+    let mut svg = Vec::new();
+    if folded.is_empty() {
+        let lines = ["no samples 1"];
+        flamegraph::from_lines(&mut options, lines, &mut svg).context("cannot draw the flame graph")?;
+        return Ok(svg);
+    }
+    let text = folded.text();
+    flamegraph::from_lines(&mut options, text.lines(), &mut svg).context("cannot draw the flame graph")?;
+    Ok(svg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_profile_is_a_picture_that_says_so() {
+        let svg = String::from_utf8(draw(&Folded::default(), "host", "").unwrap()).unwrap();
+        assert!(svg.contains("no samples"));
+    }
+
+    #[test]
+    fn markup_in_a_name_stays_text() {
+        let mut folded = Folded::default();
+        folded.add("t", ["<script>alert(1)</script>"], 3);
+        let svg = String::from_utf8(draw(&folded, "<b>host", "a & b").unwrap()).unwrap();
+        assert!(!svg.contains("<script>alert") && !svg.contains("<b>host"));
+        assert!(svg.contains("&lt;script&gt;alert(1)"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn draws_any_names(names in prop::collection::vec(any::<String>(), 1..6), count in 1u64..1000) {
+            let mut folded = Folded::default();
+            folded.add(&names[0], names[1..].iter().map(String::as_str), count);
+            let svg = String::from_utf8(draw(&folded, "host", "").expect("draws")).expect("is text");
+            let total = format!("total_samples=\"{count}\"");
+            prop_assert!(svg.contains(&total), "{}", svg);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Which names are in use? Each is kept once, shared by the symbol caches and the history.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::Arc;
+
+/// Frames from the root to the leaf; kernel frames carry [`KERNEL_SUFFIX`].
+pub type Stack = Arc<[Arc<str>]>;
+
+/// What flame graph programs colour as kernel code.
+pub const KERNEL_SUFFIX: &str = "_[k]";
+/// The frame that stands for addresses without a name.
+pub const UNKNOWN: &str = "[unknown]";
+/// Longest name kept; template instances reach many kilobytes and differ long before that.
+pub const NAME_BYTES: usize = 1024;
+
+/// What an allocation of a shared slice costs beside its content: two reference counts, the allocator's
+/// header, and its place in the set.
+const OVERHEAD_BYTES: usize = 64;
+
+/// A set of shared values, each held once, with the memory that it takes.
+pub struct Interned<T: ?Sized> {
+    values: HashSet<Arc<T>>,
+    bytes: usize,
+}
+
+impl<T: ?Sized + Eq + Hash> Default for Interned<T> {
+    fn default() -> Self {
+        Self { values: HashSet::new(), bytes: 0 }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Interned<T> {
+    /// The shared copy of `value`.
+    pub fn intern<'a>(&mut self, value: &'a T) -> Arc<T>
+    where
+        Arc<T>: From<&'a T>,
+    {
+        if let Some(known) = self.values.get(value) {
+            return known.clone();
+        }
+        let shared: Arc<T> = value.into();
+        self.bytes += size_of_val::<T>(&shared) + OVERHEAD_BYTES;
+        self.values.insert(shared.clone());
+        shared
+    }
+
+    /// Forgets the values that nobody else holds any more.
+    pub fn sweep(&mut self) {
+        let mut bytes = 0;
+        self.values.retain(|value| {
+            let used = Arc::strong_count(value) > 1;
+            if used {
+                bytes += size_of_val::<T>(value) + OVERHEAD_BYTES;
+            }
+            used
+        });
+        self.bytes = bytes;
+    }
+
+    /// Memory held, estimated from above.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+}
+
+/// Cuts a name to [`NAME_BYTES`], at a character.
+pub fn cut(name: &str) -> &str {
+    let mut end = name.len().min(NAME_BYTES);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_held_once_until_nobody_uses_it() {
+        let mut names = Interned::<str>::default();
+        let first = names.intern("hot");
+        let second = names.intern("hot");
+        assert!(Arc::ptr_eq(&first, &second));
+        names.sweep();
+        assert_eq!(names.len(), 1);
+        drop((first, second));
+        names.sweep();
+        assert_eq!((names.len(), names.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_at_a_character() {
+        let name = format!("a{}", "é".repeat(NAME_BYTES));
+        assert_eq!(cut(&name).len(), NAME_BYTES - 1);
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,281 @@
+//! From the kernel's counts to named stacks: one thread drains, one names and counts.
+//!
+//! Naming may take longer than a drain. The samples then wait in the kernel's maps, which are bounded and count
+//! what does not fit; nothing waits here but one batch.
+
+use crate::aggregate::{Key, Losses, Scope};
+use crate::history::{Bounds, History, Named};
+use crate::symbolize::Symbols;
+use anyhow::Context;
+use kpulse_common::container::{ContainerIdentity, Identities};
+use kpulse_common::paths::Paths;
+use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Drained, Sample};
+use std::collections::HashMap;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Containers whose names are kept for the list of targets.
+const MAX_CONTAINERS: usize = 4096;
+
+/// Takes what was counted since the last call.
+pub type Drain = Box<dyn FnMut() -> anyhow::Result<Drained> + Send>;
+
+/// Sums since the start. `taken` = `stored` + `outside` + every loss.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    pub taken: u64,
+    pub stored: u64,
+    pub outside: u64,
+    pub lost: Losses,
+    /// Frames without a name, by reason.
+    pub unsymbolized: Losses,
+    pub drains: u64,
+    pub drain_errors: u64,
+    /// What the last drain failed with; `None` after a good one.
+    pub failing: Option<String>,
+    /// When samples were last counted.
+    pub counted: Option<Instant>,
+    /// Memory of all names.
+    pub name_bytes: usize,
+    /// Addresses whose names are cached.
+    pub addresses: usize,
+}
+
+/// What the threads fill and the answers read.
+pub struct State {
+    pub history: History,
+    pub totals: Totals,
+    pub containers: HashMap<Arc<str>, Arc<ContainerIdentity>>,
+}
+
+/// The state, shared.
+#[derive(Clone)]
+pub struct Shared(Arc<Mutex<State>>);
+
+impl Shared {
+    /// An empty history with these bounds.
+    pub fn new(bounds: Bounds) -> Self {
+        let state =
+            State { history: History::new(bounds), totals: Totals::default(), containers: HashMap::new() };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// Locks the state. A panic elsewhere leaves counts that are still counts.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The two threads.
+pub struct Pipeline {
+    stop: Sender<()>,
+    threads: [JoinHandle<()>; 2],
+}
+
+impl Pipeline {
+    /// Starts draining every `interval`; only samples of `scope` are named and stored.
+    pub fn start(
+        drain: Drain,
+        interval: Duration,
+        scope: Scope,
+        paths: &Paths,
+        shared: &Shared,
+    ) -> anyhow::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let (batches, waiting) = mpsc::sync_channel(1);
+        let (paths, sampled, counted) = (paths.clone(), shared.clone(), shared.clone());
+        let sampler = spawn("kpulse-sample", move || sample(drain, interval, &stopped, &batches, &sampled))?;
+        // The symbol reader has to stay on the thread that makes it.
+        let namer = spawn("kpulse-name", move || Counting::new(counted, scope, &paths).run(&waiting))?;
+        Ok(Self { stop, threads: [sampler, namer] })
+    }
+
+    /// Drains once more and waits until everything is counted.
+    pub fn finish(self) {
+        drop(self.stop);
+        for thread in self.threads {
+            // A thread that panicked has said so on stderr; what it counted is still there.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(work).context("cannot start a thread")
+}
+
+fn sample(
+    mut drain: Drain,
+    interval: Duration,
+    stopped: &Receiver<()>,
+    batches: &SyncSender<Drained>,
+    shared: &Shared,
+) {
+    let mut next = Instant::now() + interval;
+    loop {
+        let waited = stopped.recv_timeout(next.saturating_duration_since(Instant::now()));
+        let is_last = !matches!(waited, Err(RecvTimeoutError::Timeout));
+        let drained = drain();
+        {
+            let mut state = shared.lock();
+            state.totals.drains += 1;
+            state.totals.drain_errors += u64::from(drained.is_err());
+            state.totals.failing = drained.as_ref().err().map(|error| format!("{error:#}"));
+        }
+        match drained {
+            Ok(drained) => {
+                if batches.send(drained).is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "samples cannot be read"),
+        }
+        if is_last {
+            return;
+        }
+        // After a long wait the beat goes on from here instead of catching up.
+        next = (next + interval).max(Instant::now());
+    }
+}
+
+/// Names samples and counts them.
+struct Counting {
+    shared: Shared,
+    symbols: Symbols,
+    identities: Identities,
+    scope: Scope,
+}
+
+impl Counting {
+    fn new(shared: Shared, scope: Scope, paths: &Paths) -> Self {
+        Self { shared, symbols: Symbols::new(paths), identities: Identities::new(paths), scope }
+    }
+
+    fn run(&mut self, waiting: &Receiver<Drained>) {
+        while let Ok(drained) = waiting.recv() {
+            self.count(drained, Instant::now());
+        }
+    }
+
+    fn count(&mut self, drained: Drained, now: Instant) {
+        let mut named = Named { taken: drained.taken, ..Named::default() };
+        for (reason, count) in drained.lost {
+            if count > 0 {
+                named.lost.push((reason, count));
+            }
+        }
+        let mut wanted: Vec<(Sample, Option<Arc<ContainerIdentity>>)> = Vec::new();
+        for sample in drained.samples {
+            let container = self.identities.container(sample.cgroup);
+            if self.scope.matches(sample.pid, container.as_ref().map(|container| container.id.as_str())) {
+                wanted.push((sample, container));
+            } else {
+                named.outside += sample.count;
+            }
+        }
+        self.symbols.resolve(wanted.iter().map(|(sample, _)| sample), now);
+        let mut frames = Vec::new();
+        let mut state = self.shared.lock();
+        for (sample, container) in wanted {
+            self.symbols.frames(&sample, &mut frames);
+            let thread = self.symbols.name(&sample.comm);
+            let container = container.map(|identity| {
+                let id = self.symbols.name(&identity.id);
+                if state.containers.len() >= MAX_CONTAINERS {
+                    state.containers.clear();
+                }
+                state.containers.entry(id.clone()).or_insert(identity);
+                id
+            });
+            let stack = state.history.stack(&frames);
+            named.entries.push((Key { pid: sample.pid, thread, container, stack }, sample.count));
+        }
+        add(&mut state, named, now);
+        self.symbols.sweep();
+        let totals = &mut state.totals;
+        totals.unsymbolized.clone_from(self.symbols.unsymbolized());
+        totals.name_bytes = self.symbols.name_bytes();
+        totals.addresses = self.symbols.addresses();
+        totals.counted = Some(now);
+    }
+}
+
+fn add(state: &mut State, named: Named, now: Instant) {
+    let totals = &mut state.totals;
+    totals.taken += named.taken;
+    totals.outside += named.outside;
+    for (reason, count) in &named.lost {
+        *totals.lost.entry(reason).or_default() += count;
+    }
+    let offered: u64 = named.entries.iter().map(|(_, count)| count).sum();
+    let stored = state.history.absorb(named, now, SystemTime::now());
+    totals.stored += stored;
+    if offered > stored {
+        *totals.lost.entry(crate::aggregate::WINDOW_FULL).or_default() += offered - stored;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kpulse_common::container::{CgroupId, Hierarchy};
+
+    fn sample(pid: u32, count: u64) -> Sample {
+        let cgroup = CgroupId { hierarchy: Hierarchy::Unified, id: 1 };
+        Sample { pid, tid: pid, comm: "t".into(), cgroup, user: vec![pid.into()], kernel: Vec::new(), count }
+    }
+
+    fn bounds(window_entries: usize) -> Bounds {
+        let window = Duration::from_secs(3600);
+        Bounds { window, window_entries, max_age: window, max_bytes: 1 << 20 }
+    }
+
+    #[test]
+    fn every_sample_is_accounted_for() {
+        let shared = Shared::new(bounds(1));
+        let mut left = 3;
+        let drain = move || {
+            left -= 1;
+            match left {
+                0 => Err(anyhow::anyhow!("passing")),
+                _ => Ok(Drained {
+                    samples: vec![
+                        sample(u32::MAX - 1, 5),
+                        sample(u32::MAX - 2, 7),
+                        Sample { comm: "u".into(), ..sample(u32::MAX - 2, 2) },
+                    ],
+                    taken: 20,
+                    lost: vec![("stack_collision", 3), ("map_full", 3)],
+                }),
+            }
+        };
+        let interval = Duration::from_millis(1);
+        let pipeline = Pipeline::start(
+            Box::new(drain),
+            interval,
+            Scope::Process(u32::MAX - 2),
+            &Paths::default(),
+            &shared,
+        )
+        .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while shared.lock().totals.drains < 4 && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        pipeline.finish();
+        let totals = shared.lock().totals.clone();
+        assert!(totals.drains >= 4 && totals.drain_errors == 1, "{totals:?}");
+        assert!(totals.failing.is_none() && totals.counted.is_some());
+        let good = totals.drains - 1;
+        assert_eq!((totals.taken, totals.stored, totals.outside), (20 * good, 7 * good, 5 * good));
+        assert_eq!(
+            (totals.lost["stack_collision"], totals.lost["map_full"], totals.lost["window_full"]),
+            (3 * good, 3 * good, 2 * good)
+        );
+        let lost: u64 = totals.lost.values().sum();
+        assert_eq!(totals.taken, totals.stored + totals.outside + lost);
+        assert_eq!(totals.unsymbolized["process_gone"], 9 * good);
+    }
+}

@@ -1,0 +1,33 @@
+//! What ran? Samples as the kernel counted them, drained by the `cpu_sample` probe.
+
+pub mod process;
+
+use crate::config::Config;
+use anyhow::Context;
+use kpulse_exporter_ebpf::probes::profile::cpu_sample::{CpuSamples, PROBE};
+use kpulse_exporter_ebpf::{LoadOptions, ProbeSet, ProbeState, Want};
+
+/// Loads the probe. It never fails: the set says what is wrong.
+pub fn load(config: &Config) -> ProbeSet {
+    let options = LoadOptions {
+        want: Want::Samples,
+        sample_hz: config.sample.hz,
+        paths: config.path.clone(),
+        ..LoadOptions::default()
+    };
+    ProbeSet::load(&[&PROBE], &options)
+}
+
+/// Opens the samples of a loaded set, or says in one sentence why there are none.
+pub fn open(probes: &mut ProbeSet) -> anyhow::Result<CpuSamples> {
+    why_inactive(probes).map_or(Ok(()), |why| Err(anyhow::anyhow!("cannot sample the CPUs: {why}")))?;
+    CpuSamples::open(probes).context("cannot sample the CPUs")
+}
+
+/// Why the probe does not run; `None` when it does.
+pub fn why_inactive(probes: &ProbeSet) -> Option<String> {
+    probes.status().into_iter().find_map(|status| match status.state {
+        ProbeState::Active => None,
+        ProbeState::Disabled { why } | ProbeState::Failed { why } => Some(why),
+    })
+}

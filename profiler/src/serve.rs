@@ -1,0 +1,113 @@
+//! `serve`: what ran in the last hour, kept in memory and answered over HTTP.
+
+mod api;
+mod metrics;
+mod page;
+mod targets;
+
+use crate::aggregate::Scope;
+use crate::config::{Config, check_loopback};
+use crate::history::Bounds;
+use crate::pipeline::{Pipeline, Shared};
+use crate::sample;
+use anyhow::Context;
+use kpulse_common::cli::{Shutdown, notify_ready, notify_stopping};
+use kpulse_common::http::{self, Observability};
+use kpulse_exporter_ebpf::ProbeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Different stacks that one window holds.
+const WINDOW_ENTRIES: usize = 65_536;
+/// Beats without a counted sample after which the profiler calls itself not ready.
+const LATE_BEATS: u32 = 10;
+
+/// Serves until a signal comes.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
+    check_loopback(&config.api.listen_address)?;
+    let web = http::bind(&config.web.listen_address, "--web.listen-address")?;
+    let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
+    tracing::info!(web = %web.local_addr()?, api = %api.local_addr()?, "listening");
+
+    let kept = &config.history;
+    let shared = Shared::new(Bounds {
+        window: kept.window,
+        window_entries: WINDOW_ENTRIES,
+        max_age: kept.max_age,
+        max_bytes: usize::try_from(kept.max_bytes).unwrap_or(usize::MAX),
+    });
+    let mut probes = sample::load(config);
+    // Without samples the answers still say why, so that nobody has to search a log for it.
+    let pipeline = match sample::open(&mut probes) {
+        Ok(mut samples) => {
+            let drain = Box::new(move || Ok(samples.drain()?));
+            Some(Pipeline::start(drain, config.sample.interval, Scope::Host, &config.path, &shared)?)
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "there will be no profiles");
+            None
+        }
+    };
+    let probes = Arc::new(Mutex::new(probes));
+    let (stop, stopped) = watch::channel(());
+    let observability = observability(config, &shared, &probes);
+    let web = tokio::spawn(http::serve(web, observability.handler(), closed(stopped.clone())));
+    let api = tokio::spawn(http::serve(api, api::handler(shared.clone()), closed(stopped)));
+    notify_ready();
+
+    shutdown.wait().await;
+    notify_stopping();
+    tracing::info!("stopping");
+    drop(stop);
+    if let Some(pipeline) = pipeline {
+        let last = tokio::task::spawn_blocking(|| pipeline.finish());
+        tokio::select! {
+            _ = last => {}
+            () = shutdown.wait() => {}
+        }
+    }
+    web.await.context("the metrics server failed")??;
+    api.await.context("the API server failed")??;
+    Ok(())
+}
+
+/// Ends when the sender is gone.
+async fn closed(mut stopped: watch::Receiver<()>) {
+    while stopped.changed().await.is_ok() {}
+}
+
+fn observability(config: &Config, shared: &Shared, probes: &Arc<Mutex<ProbeSet>>) -> Observability {
+    let paths = config.path.clone();
+    let (metrics_shared, metrics_probes) = (shared.clone(), probes.clone());
+    let (ready_shared, ready_probes) = (shared.clone(), probes.clone());
+    let status_probes = probes.clone();
+    let late = config.sample.interval * LATE_BEATS + Duration::from_secs(5);
+    let started = Instant::now();
+    Observability {
+        title: "kpulse-profiler",
+        metrics: Box::new(move |_| metrics::collect(&metrics_shared, &lock(&metrics_probes), &paths)),
+        probes: Box::new(move || serde_json::json!({ "probes": lock(&status_probes).status() })),
+        ready: Box::new(move || ready(&ready_shared, &lock(&ready_probes), started, late)),
+    }
+}
+
+fn lock(probes: &Mutex<ProbeSet>) -> std::sync::MutexGuard<'_, ProbeSet> {
+    probes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ready(shared: &Shared, probes: &ProbeSet, started: Instant, late: Duration) -> Result<(), String> {
+    if let Some(why) = sample::why_inactive(probes) {
+        return Err(format!("the CPUs are not sampled: {why}"));
+    }
+    let state = shared.lock();
+    if let Some(error) = &state.totals.failing {
+        return Err(format!("the samples cannot be read: {error}"));
+    }
+    let waited = state.totals.counted.unwrap_or(started).elapsed();
+    if waited > late {
+        return Err(format!("no sample was counted for {} s", waited.as_secs()));
+    }
+    Ok(())
+}

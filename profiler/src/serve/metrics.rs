@@ -1,0 +1,88 @@
+//! What the profiler says about itself: samples and their losses, names, memory.
+
+use crate::pipeline::Shared;
+use kpulse_common::metric::{Label, MetricDef, Samples};
+use kpulse_common::paths::Paths;
+use kpulse_common::self_metrics;
+use kpulse_exporter_ebpf::ProbeSet;
+
+const REASON: &[Label] = &[Label::Named("reason")];
+
+const TAKEN: MetricDef = MetricDef::counter(
+    "kpulse_profiler_samples_total",
+    "Samples that the kernel took of CPUs that were not idle.",
+    &[],
+);
+const STORED: MetricDef =
+    MetricDef::counter("kpulse_profiler_samples_stored_total", "Samples that are in a profile.", &[]);
+const LOST: MetricDef = MetricDef::counter(
+    "kpulse_profiler_samples_lost_total",
+    "Samples that are in no profile: samples = stored + lost.",
+    REASON,
+);
+const UNSYMBOLIZED: MetricDef = MetricDef::counter(
+    "kpulse_profiler_frames_unsymbolized_total",
+    "Frames of stored samples that have no name.",
+    REASON,
+);
+const DRAIN_ERRORS: MetricDef = MetricDef::counter(
+    "kpulse_profiler_drain_errors_total",
+    "Times when samples could not be read from the kernel.",
+    &[],
+);
+const HISTORY_BYTES: MetricDef = MetricDef::gauge(
+    "kpulse_profiler_history_bytes",
+    "Memory of the kept stacks and their counts, estimated from above.",
+    &[],
+);
+const HISTORY_ENTRIES: MetricDef =
+    MetricDef::gauge("kpulse_profiler_history_entries", "Stacks kept, summed over the windows.", &[]);
+const HISTORY_WINDOWS: MetricDef =
+    MetricDef::gauge("kpulse_profiler_history_windows", "Windows kept, with the open one.", &[]);
+const EVICTED_WINDOWS: MetricDef = MetricDef::counter(
+    "kpulse_profiler_history_evicted_windows_total",
+    "Windows that went before their age because memory was full.",
+    &[],
+);
+const EVICTED_SAMPLES: MetricDef = MetricDef::counter(
+    "kpulse_profiler_history_evicted_samples_total",
+    "Samples of the windows that went before their age.",
+    &[],
+);
+const NAME_BYTES: MetricDef =
+    MetricDef::gauge("kpulse_profiler_symbol_names_bytes", "Memory of the names of functions.", &[]);
+const ADDRESSES: MetricDef =
+    MetricDef::gauge("kpulse_profiler_symbol_addresses", "Addresses whose names are kept.", &[]);
+
+/// Everything of one scrape.
+pub fn collect(shared: &Shared, probes: &ProbeSet, paths: &Paths) -> Samples {
+    let mut out = Samples::default();
+    {
+        let state = shared.lock();
+        let totals = &state.totals;
+        // Without a working probe nothing was counted, and zero would be a lie.
+        if totals.drains > totals.drain_errors {
+            out.count(&TAKEN, &[], totals.taken);
+            out.count(&STORED, &[], totals.stored);
+            for (reason, count) in &totals.lost {
+                out.count(&LOST, &[reason], *count);
+            }
+            for (reason, count) in &totals.unsymbolized {
+                out.count(&UNSYMBOLIZED, &[reason], *count);
+            }
+        }
+        let history = &state.history;
+        out.count(&DRAIN_ERRORS, &[], totals.drain_errors);
+        out.count(&HISTORY_BYTES, &[], history.bytes() as u64);
+        out.count(&HISTORY_ENTRIES, &[], history.entries() as u64);
+        out.count(&HISTORY_WINDOWS, &[], history.windows() as u64);
+        out.count(&EVICTED_WINDOWS, &[], history.evicted().windows);
+        out.count(&EVICTED_SAMPLES, &[], history.evicted().samples);
+        out.count(&NAME_BYTES, &[], totals.name_bytes as u64);
+        out.count(&ADDRESSES, &[], totals.addresses as u64);
+    }
+    probes.self_metrics(&mut out);
+    self_metrics::process(paths, &mut out);
+    self_metrics::build_info("kpulse-profiler", &mut out);
+    out
+}

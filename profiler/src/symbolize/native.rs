@@ -1,0 +1,249 @@
+//! Which function of a program is at this address? Symbol tables, and inlined functions from DWARF.
+//!
+//! Files are opened through `/proc/PID/map_files`, so a deleted, replaced or containerised file is the one that
+//! runs. The names of a process are kept until it ends or starts another program.
+
+use super::demangle::demangle;
+use super::{Resolved, Unknown};
+use crate::sample::process::{Identity, Processes};
+use blazesym::Pid;
+use blazesym::symbolize::source::{Process as ProcessSource, Source};
+use blazesym::symbolize::{Input, Reason, Sym, Symbolized, Symbolizer, cache, evict};
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Addresses whose names are kept, over all processes.
+const MAX_ADDRESSES: usize = 131_072;
+/// Names of a process are looked up again after this time, for libraries that came and went.
+const MAX_AGE: Duration = Duration::from_secs(120);
+/// Processes that are read for one drain; a storm of short ones may not take the machine.
+const MAX_PROCESSES: usize = 512;
+/// What the symbol reader may have seen before it starts afresh: it never forgets a file by itself.
+const READER_PROCESSES: usize = 1024;
+const READER_FILES: usize = 400;
+const READER_AGE: Duration = Duration::from_secs(600);
+
+struct Process {
+    identity: Identity,
+    names: HashMap<u64, Resolved>,
+    since: Instant,
+    used: Instant,
+}
+
+/// Names of user-space addresses.
+pub struct Native {
+    reader: Symbolizer,
+    reader_since: Instant,
+    reader_processes: usize,
+    processes: HashMap<u32, Process>,
+    source: Processes,
+    addresses: usize,
+}
+
+fn new_reader() -> Symbolizer {
+    Symbolizer::builder().enable_demangling(false).build()
+}
+
+impl Native {
+    /// Reads nothing yet: the first batch does.
+    pub fn new(source: Processes) -> Self {
+        let (reader, reader_since) = (new_reader(), Instant::now());
+        Self { reader, reader_since, reader_processes: 0, processes: HashMap::new(), source, addresses: 0 }
+    }
+
+    /// Finds the names of the addresses of each process, the busiest first.
+    pub fn resolve(
+        &mut self,
+        wanted: Vec<(u32, Vec<u64>)>,
+        now: Instant,
+        name: &mut dyn FnMut(&str) -> Arc<str>,
+    ) {
+        self.start_afresh_when_large(now);
+        self.bound_addresses(now);
+        let mut processes_read = 0;
+        for (pid, addresses) in wanted {
+            let identity = self.source.identity(pid);
+            let process = match (self.processes.remove(&pid), identity) {
+                (Some(known), Some(identity))
+                    if known.identity == identity && now - known.since < MAX_AGE =>
+                {
+                    Some(known)
+                }
+                (_, Some(identity)) => {
+                    Some(Process { identity, names: HashMap::new(), since: now, used: now })
+                }
+                // What was named while it lived is right for its last samples too.
+                (known, None) => known,
+            };
+            let Some(mut process) = process else { continue };
+            process.used = now;
+            let mut missing: Vec<u64> =
+                addresses.into_iter().filter(|address| !process.names.contains_key(address)).collect();
+            missing.sort_unstable();
+            missing.dedup();
+            if !missing.is_empty() && identity.is_some() {
+                processes_read += 1;
+                if processes_read > MAX_PROCESSES {
+                    process.names.extend(missing.into_iter().map(|address| (address, Err(Unknown::Budget))));
+                } else {
+                    self.read(pid, &missing, &mut process.names, name);
+                }
+            }
+            self.processes.insert(pid, process);
+        }
+        self.count_addresses();
+    }
+
+    /// The name of an address that was asked for.
+    pub fn name(&self, pid: u32, address: u64) -> &Resolved {
+        let process = self.processes.get(&pid);
+        process.and_then(|process| process.names.get(&address)).unwrap_or(&Err(Unknown::ProcessGone))
+    }
+
+    /// Addresses whose names are kept.
+    pub fn addresses(&self) -> usize {
+        self.addresses
+    }
+
+    fn read(
+        &mut self,
+        pid: u32,
+        missing: &[u64],
+        names: &mut HashMap<u64, Resolved>,
+        name: &mut dyn FnMut(&str) -> Arc<str>,
+    ) {
+        self.reader_processes += 1;
+        let mut source = ProcessSource::new(Pid::from(pid));
+        // A perf map lies where the program may put a pipe that never ends, and so may what a debug link names.
+        source.perf_map = false;
+        source.debug_syms = self.source.is_in_host_mounts(pid);
+        let mut maps = cache::Process::new(Pid::from(pid));
+        maps.cache_perf_map = false;
+        if let Err(error) = self.reader.cache(&cache::Cache::Process(maps)) {
+            tracing::debug!(pid, %error, "no memory map");
+            names.extend(missing.iter().map(|address| (*address, Err(Unknown::ProcessGone))));
+            return;
+        }
+        self.read_part(&Source::Process(source), missing, names, name);
+        let maps = evict::Process::new(Pid::from(pid));
+        if let Err(error) = self.reader.evict(&evict::Evict::Process(maps)) {
+            tracing::debug!(pid, %error, "the memory map stays cached");
+        }
+    }
+
+    /// One file that cannot be read fails a whole batch, so a failed batch is halved until that file's are alone.
+    fn read_part(
+        &self,
+        source: &Source<'_>,
+        missing: &[u64],
+        names: &mut HashMap<u64, Resolved>,
+        name: &mut dyn FnMut(&str) -> Arc<str>,
+    ) {
+        match self.reader.symbolize(source, Input::AbsAddr(missing)) {
+            Ok(symbols) => {
+                for (address, symbol) in missing.iter().zip(symbols) {
+                    let resolved = match symbol {
+                        Symbolized::Sym(symbol) => Ok(frames(&symbol, name)),
+                        Symbolized::Unknown(reason) => Err(unknown(reason)),
+                    };
+                    names.insert(*address, resolved);
+                }
+            }
+            Err(error) if missing.len() == 1 => {
+                tracing::debug!(%error, "no symbol");
+                names.insert(missing[0], Err(Unknown::Unreadable));
+            }
+            Err(_) => {
+                let (low, high) = missing.split_at(missing.len() / 2);
+                self.read_part(source, low, names, name);
+                self.read_part(source, high, names, name);
+            }
+        }
+    }
+
+    fn start_afresh_when_large(&mut self, now: Instant) {
+        let files = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let is_large = self.reader_processes > READER_PROCESSES || now - self.reader_since > READER_AGE;
+        if is_large || (self.reader_processes > 0 && files() > READER_FILES) {
+            (self.reader, self.reader_since, self.reader_processes) = (new_reader(), now, 0);
+        }
+    }
+
+    /// Makes room before a batch, so that what the batch finds stays until it is used: processes that did not run
+    /// lately go, and of a crowd those that ran longest ago.
+    fn bound_addresses(&mut self, now: Instant) {
+        self.processes.retain(|_, process| now - process.used < MAX_AGE);
+        self.count_addresses();
+        if self.addresses <= MAX_ADDRESSES {
+            return;
+        }
+        let mut by_use: Vec<(Instant, u32)> =
+            self.processes.iter().map(|(pid, process)| (process.used, *pid)).collect();
+        by_use.sort_unstable();
+        for (_, pid) in by_use {
+            if self.addresses <= MAX_ADDRESSES / 2 {
+                break;
+            }
+            self.addresses -= self.processes.remove(&pid).map_or(0, |process| process.names.len());
+        }
+    }
+
+    fn count_addresses(&mut self) {
+        self.addresses = self.processes.values().map(|process| process.names.len()).sum();
+    }
+}
+
+/// The function at an address and what is inlined there, outermost first.
+fn frames(symbol: &Sym<'_>, name: &mut dyn FnMut(&str) -> Arc<str>) -> Box<[Arc<str>]> {
+    let inlined = symbol.inlined.iter().map(|function| function.name.as_ref());
+    std::iter::once(symbol.name.as_ref()).chain(inlined).map(|mangled| name(&demangle(mangled))).collect()
+}
+
+fn unknown(reason: Reason) -> Unknown {
+    match reason {
+        Reason::Unmapped => Unknown::Unmapped,
+        Reason::MissingSyms | Reason::UnknownAddr => Unknown::NoSymbol,
+        Reason::MissingComponent | Reason::Unsupported => Unknown::Anonymous,
+        _ => Unknown::Unreadable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[inline(never)]
+    fn a_function_of_this_test() -> usize {
+        std::hint::black_box(a_function_of_this_test as fn() -> usize as usize)
+    }
+
+    #[test]
+    fn names_this_process_and_keeps_what_it_named() {
+        let mut native = Native::new(Processes::new(Path::new("/proc")));
+        let pid = std::process::id();
+        let address = a_function_of_this_test() as u64;
+        let now = Instant::now();
+        native.resolve(vec![(pid, vec![address, 16])], now, &mut |name| Arc::from(name));
+        let frames = native.name(pid, address).as_ref().unwrap();
+        assert!(frames[0].contains("a_function_of_this_test"), "{frames:?}");
+        assert_eq!(native.name(pid, 16), &Err(Unknown::Unmapped));
+        let mut asked = 0;
+        native.resolve(vec![(pid, vec![address])], now, &mut |name| {
+            asked += 1;
+            Arc::from(name)
+        });
+        assert_eq!(asked, 0, "it was known");
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_unknown_for_that_reason() {
+        let mut native = Native::new(Processes::new(Path::new("/proc")));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        native.resolve(vec![(child.id(), vec![4096])], Instant::now(), &mut |name| Arc::from(name));
+        assert_eq!(native.name(child.id(), 4096), &Err(Unknown::ProcessGone));
+    }
+}

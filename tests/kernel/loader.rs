@@ -1,0 +1,90 @@
+//! Loading: what is missing disables one probe with its reason, and nothing stays in the kernel.
+
+use super::*;
+use std::path::PathBuf;
+
+#[test]
+fn every_probe_is_active_on_this_kernel() {
+    needs_root!();
+    for want in [Want::Metrics, Want::Events, Want::Samples] {
+        for status in ProbeSet::load(probes::ALL, &wanting(want)).status() {
+            println!("{} {} {:?}", status.name, status.state, status.hooks);
+            assert_eq!(status.state, ProbeState::Active, "{}", status.name);
+        }
+    }
+}
+
+#[test]
+fn a_kernel_without_types_disables_every_probe_with_its_reason() {
+    let paths = Paths { sysfs: PathBuf::from("/nonexistent"), ..Paths::default() };
+    let mut set = ProbeSet::load(probes::ALL, &LoadOptions { paths, ..wanting(Want::Metrics) });
+    for status in set.status() {
+        let ProbeState::Disabled { why } = &status.state else { panic!("{}: {}", status.name, status.state) };
+        assert!(why.contains("CONFIG_DEBUG_INFO_BTF"), "{why}");
+    }
+    assert_eq!(set.collectors(), Vec::<&str>::new());
+    let mut samples = Samples::default();
+    set.collect("runqueue_latency", &mut identities(), &mut samples)
+        .expect("a probe that is not active gives nothing");
+    assert_eq!(samples.families(), []);
+}
+
+#[test]
+fn a_probe_that_cannot_attach_stops_no_other() {
+    needs_root!();
+    let options = LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) };
+    let set = ProbeSet::load(probes::ALL, &options);
+    for status in set.status() {
+        match status.name {
+            "runqueue_latency" => assert_eq!(status.state, ProbeState::Active),
+            _ => assert!(
+                matches!(&status.state, ProbeState::Failed { why } if why.contains("avoided")),
+                "{}",
+                status.state
+            ),
+        }
+    }
+    let mut samples = Samples::default();
+    set.self_metrics(&mut samples);
+    assert_eq!(number(&samples, "kpulse_probe_up", &["runqueue_latency"]), Some(1.0));
+    assert_eq!(number(&samples, "kpulse_probe_up", &["block_io"]), Some(0.0));
+}
+
+#[test]
+fn a_probe_that_is_turned_off_is_not_loaded() {
+    let options = LoadOptions { disabled: ["block_io".to_owned()].into(), ..wanting(Want::Metrics) };
+    let status = ProbeSet::load(&[probe("block_io")], &options).status();
+    assert!(
+        matches!(&status[0].state, ProbeState::Disabled { why } if why.contains("configuration")),
+        "{}",
+        status[0].state
+    );
+}
+
+#[test]
+fn nothing_stays_in_the_kernel() {
+    needs_root!();
+    let set = ProbeSet::load(probes::ALL, &wanting(Want::Events));
+    let ours = programs_of(std::process::id());
+    assert!(ours > 0, "the probes' programs show in fdinfo");
+    drop(set);
+    assert_eq!(programs_of(std::process::id()), 0);
+}
+
+fn number(samples: &Samples, family: &str, labels: &[&str]) -> Option<f64> {
+    match value(samples, family, labels) {
+        Some(Value::Number(number)) => Some(number),
+        _ => None,
+    }
+}
+
+/// BPF links and programs that a process holds; tests of other threads come and go, so this is its own process' view.
+fn programs_of(pid: u32) -> usize {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("our own");
+    let is_bpf = |target: PathBuf| target.to_string_lossy().contains("bpf");
+    links
+        .flatten()
+        .filter_map(|link| std::fs::read_link(link.path()).ok())
+        .filter(|target| is_bpf(target.clone()))
+        .count()
+}

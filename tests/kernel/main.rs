@@ -1,0 +1,101 @@
+//! Every probe in a real kernel: provoke a fact, and compare what kpulse tells with an oracle.
+//!
+//! Runs on this machine's kernel by `cargo test`, and in the guests of the matrix as a program of its own.
+//! Needs root; says so and skips without.
+
+mod block_io;
+mod cpu_sample;
+mod direct_reclaim;
+mod loader;
+mod packet_drop;
+mod runqueue_latency;
+
+use kpulse_common::container::Identities;
+use kpulse_common::metric::{Histogram, Samples, Value};
+use kpulse_common::paths::Paths;
+use kpulse_exporter_ebpf::{EventStream, Fact, LoadOptions, Probe, ProbeSet, ProbeState, Want, probes};
+use std::time::Duration;
+
+/// The probe of this name.
+fn probe(name: &str) -> &'static Probe {
+    probes::ALL.iter().find(|probe| probe.name == name).expect("the registry has it")
+}
+
+/// Loads one probe, which must become active.
+fn load(name: &str, options: &LoadOptions) -> ProbeSet {
+    let set = ProbeSet::load(&[probe(name)], options);
+    for status in set.status() {
+        assert_eq!(status.state, ProbeState::Active, "{name}: {}", status.state);
+    }
+    set
+}
+
+fn wanting(want: Want) -> LoadOptions {
+    LoadOptions { want, ..LoadOptions::default() }
+}
+
+/// One scrape of a probe.
+fn scrape(set: &mut ProbeSet, name: &str, identities: &mut Identities) -> Samples {
+    let mut samples = Samples::default();
+    set.collect(name, identities, &mut samples).expect("the maps can be read");
+    samples
+}
+
+/// The value of the series whose labels contain all of `labels`.
+fn value(samples: &Samples, family: &str, labels: &[&str]) -> Option<Value> {
+    let family = samples.families().iter().find(|candidate| candidate.def.name == family)?;
+    let has_all =
+        |have: &[std::sync::Arc<str>]| labels.iter().all(|label| have.iter().any(|value| &**value == *label));
+    family.series.iter().find(|series| has_all(&series.labels)).map(|series| series.value.clone())
+}
+
+fn histogram(samples: &Samples, family: &str, labels: &[&str]) -> Histogram {
+    match value(samples, family, labels) {
+        Some(Value::Histogram(histogram)) => *histogram,
+        other => panic!("{family}{labels:?} is {other:?}; there are {:?}", samples.families()),
+    }
+}
+
+fn count(samples: &Samples, family: &str, labels: &[&str]) -> u64 {
+    match value(samples, family, labels) {
+        Some(Value::Count(count)) => count,
+        None => 0,
+        other => panic!("{family}{labels:?} is {other:?}"),
+    }
+}
+
+fn identities() -> Identities {
+    Identities::new(&Paths::default())
+}
+
+/// Everything that is in the rings now, and what comes within `time`.
+fn drain_for(events: &mut EventStream, time: Duration) -> Vec<Fact> {
+    let begin = std::time::Instant::now();
+    let mut facts = Vec::new();
+    loop {
+        events.drain(&mut |fact| facts.push(fact));
+        let left = time.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return facts;
+        }
+        events.wait(left).expect("the rings can be waited for");
+    }
+}
+
+/// Asserts that what was produced is what was delivered and what was lost, with the reason.
+fn assert_sum_closes(events: &mut EventStream, delivered: usize) {
+    let lost: u64 = events.losses().iter().map(|loss| loss.count).sum();
+    let produced: u64 = events.produced().iter().map(|(_, count)| count).sum();
+    assert_eq!(produced, delivered as u64 + lost, "losses: {:?}", events.losses());
+}
+
+/// Returns from the test when the process may not load BPF programs.
+macro_rules! needs_root {
+    () => {
+        if !kpulse_tests::is_root() {
+            kpulse_tests::skip(module_path!(), "needs root");
+            return;
+        }
+    };
+}
+use needs_root;

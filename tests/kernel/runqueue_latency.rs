@@ -1,0 +1,144 @@
+//! Run-queue latency against the scheduler's own account of each thread, `/proc/PID/schedstat`.
+
+use super::*;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::load;
+use std::thread;
+
+const NAME: &str = "runqueue_latency";
+const FAMILY: &str = "kpulse_runqueue_latency_seconds";
+const SPINNERS: usize = 4;
+const TIME: Duration = Duration::from_millis(800);
+
+/// Spins in threads that share CPU 0, in a container; how long they waited for it by the scheduler's account.
+fn contend(container: &Cgroup) -> Duration {
+    let total = std::env::temp_dir().join(format!("kpulse-run-delay-{}", std::process::id()));
+    let (_, went_well) = load::in_child(Some(container), || {
+        load::pin(0)?;
+        let spinner = |_| {
+            thread::spawn(|| {
+                load::spin(TIME);
+                load::run_delay()
+            })
+        };
+        let threads: Vec<_> = (0..SPINNERS).map(spinner).collect();
+        let mut delay = load::run_delay()?;
+        for thread in threads {
+            delay += thread.join().map_err(|_| std::io::Error::other("a spinner panicked"))??;
+        }
+        std::fs::write(&total, delay.as_nanos().to_string())
+    });
+    assert!(went_well);
+    let nanoseconds = std::fs::read_to_string(&total).expect("the child wrote it").parse().expect("a number");
+    let _ = std::fs::remove_file(&total);
+    Duration::from_nanos(nanoseconds)
+}
+
+fn measures_what_the_scheduler_counts(options: &LoadOptions, number: u32) {
+    let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
+    let mut identities = identities();
+    let mut set = load(NAME, options);
+    let delay = contend(&container);
+    let samples = scrape(&mut set, NAME, &mut identities);
+    let measured = histogram(&samples, FAMILY, &[&Cgroup::id(number)]);
+    let sum = Duration::from_nanos(measured.sum_ns);
+    // The scheduler counts from enqueueing and we from the wake-up behind it; the child's own start is in both.
+    let (low, high) = (delay.mul_f64(0.85), delay.mul_f64(1.15) + Duration::from_millis(20));
+    assert!(
+        sum >= low && sum <= high,
+        "measured {sum:?} in {} waits, the scheduler counts {delay:?}",
+        measured.count()
+    );
+    assert!(delay > TIME, "{SPINNERS} spinners on one CPU wait more than {TIME:?}: {delay:?}");
+    assert_eq!(count(&samples, "kpulse_runqueue_latency_unmeasured_total", &["table_full"]), 0);
+}
+
+#[test]
+fn a_container_waits_as_long_as_the_scheduler_says() {
+    needs_root!();
+    measures_what_the_scheduler_counts(&wanting(Want::Metrics), 0xa1);
+}
+
+#[test]
+fn raw_tracepoints_measure_the_same() {
+    needs_root!();
+    let options = LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) };
+    assert!(
+        load(NAME, &options)
+            .status()
+            .iter()
+            .all(|probe| probe.hooks.iter().all(|hook| hook.kind == "raw_tp"))
+    );
+    measures_what_the_scheduler_counts(&options, 0xa2);
+}
+
+#[test]
+fn what_finds_no_room_is_counted_together() {
+    needs_root!();
+    let containers: Vec<_> =
+        (0xa300..0xa308).map(|number| Cgroup::container("cpu", number).expect("a cgroup")).collect();
+    let mut set = load(NAME, &LoadOptions { container_max: 2, ..wanting(Want::Metrics) });
+    for container in &containers {
+        let (_, went_well) = load::in_child(Some(container), || {
+            thread::sleep(Duration::from_millis(5));
+            Ok(())
+        });
+        assert!(went_well);
+    }
+    let samples = scrape(&mut set, NAME, &mut identities());
+    assert!(histogram(&samples, FAMILY, &["~other"]).count() > 0);
+    assert!(count(&samples, "kpulse_runqueue_latency_unmeasured_total", &["table_full"]) > 0);
+}
+
+#[test]
+fn a_long_wait_is_an_event_with_its_occupant_and_a_short_one_is_none() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xa4).expect("a cgroup can be made");
+    let mut options = wanting(Want::Events);
+    options.thresholds.runqueue_latency.min_wait = Duration::from_micros(500);
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    contend(&container);
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id())).collect();
+    assert!(!ours.is_empty(), "of {} events none is of the container", facts.len());
+    for fact in &ours {
+        assert!(fact.value_ns >= fact.threshold_ns && fact.threshold_ns == Some(500_000));
+        assert_eq!(fact.kind, "runqueue_delay");
+    }
+    let is_named = |fact: &&&Fact| fact.body["occupant"]["name"].as_str() == Some(fact.comm.as_str());
+    assert!(ours.iter().filter(is_named).count() > 0, "spinners wait for each other: {:?}", ours[0]);
+    assert_sum_closes(&mut events, facts.len());
+
+    options.thresholds.runqueue_latency.min_wait = Duration::from_secs(3600);
+    drop((set, events));
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    contend(&container);
+    assert_eq!(drain_for(&mut events, Duration::from_millis(100)), []);
+    assert_sum_closes(&mut events, 0);
+}
+
+#[test]
+fn the_rate_limit_keeps_back_and_counts() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xa5).expect("a cgroup can be made");
+    let mut options = wanting(Want::Events);
+    options.thresholds.runqueue_latency.min_wait = Duration::from_nanos(1);
+    options.thresholds.rate_limit.events_per_second = 1;
+    options.thresholds.rate_limit.burst = 2;
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    contend(&container);
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let ours = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id())).count();
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    assert!(
+        (1..=2 + cpus + 20).contains(&ours),
+        "{ours} events of one cgroup in about a second, where 2 and 1/s may come"
+    );
+    let suppressed =
+        events.losses().iter().find(|loss| loss.reason == "suppressed").map_or(0, |loss| loss.count);
+    assert!(suppressed > 0);
+    assert_sum_closes(&mut events, facts.len());
+}

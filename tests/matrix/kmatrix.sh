@@ -1,0 +1,328 @@
+#!/usr/bin/env bash
+# Runs a command under several Linux kernels in qemu, each in a throw-away guest of a few files.
+#
+#   kmatrix.sh fetch [--kernels LIST]
+#   kmatrix.sh run --cmd COMMAND [--bin FILE]... [options]
+#
+#   --kernels "5.10 6.1"   series, or `newest`                      (5.10 6.1 6.12 newest)
+#   --cmd COMMAND          shell command that the guest runs as root; /bin is its PATH
+#   --bin FILE             program to put into /bin with the shared libraries it needs
+#   --add SRC:DST          file or folder to put at DST
+#   --env NAME=VALUE       environment variable of the command
+#   --modules "a b"        kernel modules to load first, with what they depend on
+#   --disk virtio|nvme|none  an empty 64 MiB disk                   (virtio)
+#   --smp N, --mem MIB     size of a guest                          (2, 768)
+#   --timeout SECONDS      of one guest                             (600)
+#   --jobs N               guests at a time                         (1)
+#   --log FOLDER           keeps each guest's console as FOLDER/SERIES.log
+#
+# Prints a line for each kernel: MATRIX <series> rc=<n> release=<uname -r> boot=<s> total=<s>
+# where rc is the command's, 97 = the guest panicked or ran out of time (tried again first), 98 = no such kernel was to be had.
+# Exits 0 if every rc is 0, 77 if no guest can be started here (it says why), 1 otherwise, 2 for wrong usage.
+#
+# The kernels are Debian's own packages, from the mirror that this machine's apt uses or from $KPULSE_DEBIAN_MIRROR,
+# checked against Debian's keys, and kept in $KPULSE_MATRIX_CACHE. Nothing is installed on this machine.
+set -euo pipefail
+# shellcheck source=../../packaging/environment.sh
+source "$(dirname "$0")/../../packaging/environment.sh"
+
+cache=${KPULSE_MATRIX_CACHE:-$CACHE/matrix}
+kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio smp=2 mem=768 limit=600 jobs=1 log_folder=''
+binaries=() additions=() variables=()
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+work='' guests=()
+
+usage() { echo "kmatrix: $*" >&2; exit 2; }
+skip() { echo "SKIP matrix: $*"; exit 77; }
+
+parse() {
+	[ $# -gt 0 ] || usage "say fetch or run; the head of this file explains both"
+	verb=$1
+	shift
+	while [ $# -gt 0 ]; do
+		[ $# -ge 2 ] || usage "$1 needs a value"
+		case $1 in
+		--kernels) kernels=$2 ;;
+		--cmd) command=$2 ;;
+		--bin) binaries+=("$2") ;;
+		--add) additions+=("$2") ;;
+		--env) variables+=("$2") ;;
+		--modules) modules=$2 ;;
+		--disk) disk=$2 ;;
+		--smp) smp=$2 ;;
+		--mem) mem=$2 ;;
+		--timeout) limit=$2 ;;
+		--jobs) jobs=$2 ;;
+		--log) log_folder=$2 ;;
+		*) usage "unknown option $1" ;;
+		esac
+		shift 2
+	done
+}
+
+require_tools() {
+	local tool
+	[ "$(uname -m)" = x86_64 ] || skip "the guests are x86_64 and this machine is $(uname -m)"
+	for tool in "$@"; do have "$tool" || skip "$tool is missing (packaging/setup.sh test installs it)"; done
+}
+
+clean_up() {
+	local pid
+	for pid in "${guests[@]}"; do kill "$pid" 2>/dev/null || true; done
+	wait
+	[ -z "$work" ] || rm -rf "$work"
+}
+
+# ---- Kernels: downloaded with a private apt, so that this machine's package state is neither used nor changed.
+
+# mirror SUFFIX: the first archive among this machine's apt sources whose address ends in SUFFIX.
+mirror() {
+	{
+		sed -nE 's/^URIs: *//p; s/^deb +(\[[^]]*\] *)?([^ ]+) .*/\2/p' \
+			/etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null || true
+	} | tr ' ' '\n' | sed 's:/*$::' | awk -v suffix="$1" '$0 ~ suffix "$" { print; exit }'
+}
+
+prepare_apt() {
+	local folder=$cache/apt main security
+	main=${KPULSE_DEBIAN_MIRROR:-$(mirror /debian)}
+	security=$(mirror /debian-security)
+	[ -n "$main" ] || skip "no Debian archive among this machine's apt sources; KPULSE_DEBIAN_MIRROR can name one"
+	[ -e "$keyring" ] || skip "Debian's keys are missing (package debian-archive-keyring)"
+	mkdir -p "$folder"/{state/lists/partial,cache/archives/partial,parts}
+	touch "$folder/state/status"
+	{
+		echo "deb [signed-by=$keyring] ${security:-$main-security} bullseye-security main"
+		for suite in bookworm trixie trixie-backports; do echo "deb [signed-by=$keyring] $main $suite main"; done
+	} >"$folder/sources.list"
+	{
+		# How this machine reaches the network: proxies, certificates, and leave to use an archive's snapshot.
+		apt-config dump | grep -E '^Acquire::(http|https|Check-)' || true
+		cat <<-CONF
+			Dir::State "$folder/state";
+			Dir::State::status "$folder/state/status";
+			Dir::Cache "$folder/cache";
+			Dir::Etc::sourcelist "$folder/sources.list";
+			Dir::Etc::sourceparts "$folder/parts";
+			Dir::Etc::main "$folder/none";
+			Dir::Etc::parts "$folder/parts";
+			APT::Architecture "amd64";
+			APT::Architectures "amd64";
+			APT::Sandbox::User "";
+			Acquire::Languages "none";
+			Acquire::GzipIndexes "true";
+			Acquire::Retries "3";
+		CONF
+	} >"$folder/apt.conf"
+	export APT_CONFIG=$folder/apt.conf
+	# Lists of a day ago still name packages that are there.
+	if [ ! -e "$folder/updated" ] || [ -n "$(find "$folder/updated" -mmin +1440)" ]; then
+		if apt-get -qq update >&2; then touch "$folder/updated"; fi
+	fi
+	[ -n "$(apt-cache pkgnames linux-image-)" ] || skip "no kernel packages are to be had: the Debian archive cannot be reached"
+}
+
+# candidates SERIES: package names, newest first. An index may name a package that the archive has already dropped.
+candidates() {
+	local version="${1//./\\.}\\.[0-9.]*"
+	[ "$1" != newest ] || version='[0-9][0-9.]*'
+	apt-cache pkgnames linux-image- | grep -E "^linux-image-${version}([-+~][^ ]*)?-cloud-amd64\$" |
+		grep -vE 'unsigned|dbg|deb11' | sort -rV | head -n 4
+}
+
+# download PACKAGE FOLDER: also splits up: since 7.x the image is a shell around linux-binary and linux-modules.
+download() {
+	local parts
+	parts=$(apt-cache depends --no-recommends --no-suggests "$1" |
+		sed -nE 's/^ *\|?Depends: (linux-(binary|modules)-.*)$/\1/p')
+	rm -rf "$2"
+	mkdir -p "$2"
+	# shellcheck disable=SC2086 # the parts are a list of package names
+	(cd "$2" && apt-get -qq download ${parts:-$1} >&2)
+}
+
+# fetch SERIES: fills $cache/kernels/SERIES with vmlinuz, modules/ and release, unless it is there.
+fetch() {
+	local series=$1 folder=$cache/kernels/$1 package got='' deb tree
+	[ ! -e "$folder/complete" ] || return 0
+	[ -n "${APT_CONFIG:-}" ] || prepare_apt
+	rm -rf "$folder"
+	mkdir -p "$folder/tree"
+	for package in $(candidates "$series"); do
+		if download "$package" "$folder/packages"; then
+			got=$package
+			break
+		fi
+	done
+	if [ -z "$got" ]; then
+		rm -rf "$folder"
+		echo "kmatrix: no kernel package is to be had for $series" >&2
+		return 1
+	fi
+	for deb in "$folder"/packages/*.deb; do
+		dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$folder/tree" --exclude='./usr/share'
+	done
+	tree=$(compgen -G "$folder/tree/lib/modules/*" || compgen -G "$folder/tree/usr/lib/modules/*")
+	basename "$tree" >"$folder/release"
+	cp "$(compgen -G "$folder/tree/boot/vmlinuz-*" || echo "$tree/vmlinuz")" "$folder/vmlinuz"
+	mv "$tree" "$folder/modules"
+	rm -rf "$folder/packages" "$folder/tree"
+	echo "$got" >"$folder/complete"
+}
+
+# ---- Guests: a kernel, and a RAM disk of busybox, the binaries and an init script.
+
+module_file() { find "$1/modules" -name "${2//[-_]/[-_]}.ko*" -print -quit; }
+decompress() {
+	case $1 in
+	*.xz) xz -dc "$1" ;;
+	*.zst) zstd -dcq "$1" ;;
+	*) cat "$1" ;;
+	esac
+}
+
+# order_modules KERNEL MODULE: appends to `ordered` what has to be loaded, dependencies first; built-in ones have no file.
+order_modules() {
+	local file dependency
+	case " $ordered " in *" $2 "*) return ;; esac
+	file=$(module_file "$1" "$2")
+	[ -n "$file" ] || return 0
+	for dependency in $(decompress "$file" | tr '\0' '\n' | sed -n 's/^depends=//p' | tr , ' '); do
+		order_modules "$1" "$dependency"
+	done
+	ordered+=" $2"
+}
+
+# add_binary ROOT FILE: with its shared libraries; debug sections stay behind, since the RAM disk is the guest's memory.
+add_binary() {
+	local target library
+	target=$1/bin/$(basename "$2")
+	install -D -m 755 "$2" "$target"
+	if have strip; then strip --strip-debug "$target" 2>/dev/null || true; fi
+	for library in $({ ldd "$2" 2>/dev/null || true; } | grep -oE '/[^ ]+' | sort -u); do
+		[ -e "$1$library" ] || install -D -m 755 "$(readlink -f "$library")" "$1$library"
+	done
+}
+
+# build_initrd KERNEL OUTPUT
+build_initrd() {
+	local root=$2.root wanted=$modules ordered='' entry module
+	mkdir -p "$root"/{bin,dev,proc,sys,tmp,run,etc,modules,root,var/lib}
+	cp "$(command -v busybox)" "$root/bin/busybox"
+	: >"$root/modules/order"
+	for entry in "${binaries[@]}"; do add_binary "$root" "$entry"; done
+	for entry in "${additions[@]}"; do
+		mkdir -p "$root$(dirname "${entry##*:}")"
+		cp -aT "${entry%%:*}" "$root${entry##*:}"
+	done
+	case $disk in
+	virtio) wanted+=" virtio_pci virtio_blk" ;;
+	nvme) wanted+=" nvme" ;;
+	esac
+	for module in $wanted; do order_modules "$1" "$module"; done
+	for module in $ordered; do decompress "$(module_file "$1" "$module")" >"$root/modules/$module.ko"; done
+	# shellcheck disable=SC2086 # one line for each module of the list
+	[ -z "$ordered" ] || printf '%s\n' $ordered >>"$root/modules/order"
+	{
+		for entry in "${variables[@]}"; do printf 'export %q\n' "$entry"; done
+		printf '%s\n' "$command"
+	} >"$root/command"
+	echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+	echo 'nobody:x:65534:65534:nobody:/:/bin/false' >>"$root/etc/passwd"
+	printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
+	echo '127.0.0.1 localhost' >"$root/etc/hosts"
+	install -m 755 "$ROOT/tests/matrix/init.sh" "$root/init"
+	(cd "$root" && find . | cpio -o -H newc --quiet -R 0:0 | gzip -1) >"$2"
+	rm -rf "$root"
+}
+
+# boot KERNEL INITRD LOG: one run of a guest.
+boot() {
+	local arguments=(
+		-cpu max -m "$mem" -smp "$smp" -kernel "$1/vmlinuz" -initrd "$2" -nodefaults -no-reboot
+		-display none -monitor none -serial stdio
+		-append "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off tsc=reliable"
+	)
+	case ${KPULSE_MATRIX_ACCEL:-tcg} in
+	kvm) arguments+=(-accel kvm) ;;
+	*) arguments+=(-accel 'tcg,thread=multi') ;;
+	esac
+	case $disk in
+	virtio) arguments+=(-device 'virtio-blk-pci,drive=disk') ;;
+	nvme) arguments+=(-device 'nvme,serial=kpulse,drive=disk') ;;
+	esac
+	if [ "$disk" != none ]; then
+		truncate -s 64M "$2.disk"
+		arguments+=(-drive "if=none,id=disk,format=raw,cache=writeback,file=$2.disk")
+	fi
+	# In the background, so that the trap below can end it: timeout moves it out of the terminal's process group.
+	timeout -k 5 "$limit" qemu-system-x86_64 "${arguments[@]}" </dev/null >"$3" 2>&1 &
+	local guest=$!
+	# shellcheck disable=SC2064 # the pid of this guest
+	trap "kill $guest; wait $guest; exit 143" TERM
+	wait "$guest" || true
+	trap - TERM
+	rm -f "$2.disk"
+}
+
+# run_guest SERIES: prints its MATRIX line and returns the command's exit code.
+run_guest() {
+	local series=$1 kernel=$cache/kernels/$1 initrd=$work/$1.initrd log=${log_folder:-$work}/$1.log code='' started attempt
+	[ -e "$kernel/complete" ] || { echo "MATRIX $series rc=98: no kernel"; return 98; }
+	build_initrd "$kernel" "$initrd"
+	# About one run in twenty with several virtual CPUs ends in a panic of the emulation: two more tries, but only one
+	# more for a guest that ran out of time.
+	for attempt in 1 2 3; do
+		started=$SECONDS
+		boot "$kernel" "$initrd" "$log"
+		sed -i 's/\r//g' "$log"
+		code=$(sed -n 's/^GUEST-EXIT \([0-9]*\).*/\1/p' "$log" | tail -n 1)
+		[ -z "$code" ] || break
+		if [ "$attempt" = 3 ] || { [ "$attempt" = 2 ] && [ $((SECONDS - started)) -ge "$limit" ]; }; then break; fi
+		echo "MATRIX $series did not finish in $((SECONDS - started)) s, trying again: $(tail -n 1 "$log")"
+	done
+	rm -f "$initrd"
+	code=${code:-97}
+	echo "MATRIX $series rc=$code $(sed -n 's/^GUEST-BOOT //p' "$log") total=$((SECONDS - started))s"
+	grep '^GUEST-NOTE' "$log" || true
+	if [ "$code" != 0 ]; then
+		echo "---- console of $series, last lines"
+		tail -n 150 "$log" | sed 's/^/    /'
+		echo "----"
+	fi
+	return "$code"
+}
+
+run() {
+	local series failed=0 pid
+	[ -n "$command" ] || usage "run needs --cmd"
+	for series in "${binaries[@]}"; do [ -x "$series" ] || usage "no such program: $series"; done
+	require_tools qemu-system-x86_64 busybox cpio xz gzip
+	work=$(mktemp -d)
+	trap clean_up EXIT
+	trap 'exit 130' INT TERM
+	[ -z "$log_folder" ] || mkdir -p "$log_folder"
+	for series in $kernels; do fetch "$series" || true; done
+	for series in $kernels; do
+		while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
+		run_guest "$series" &
+		guests+=($!)
+	done
+	for pid in "${guests[@]}"; do wait "$pid" || failed=1; done
+	guests=()
+	return $failed
+}
+
+parse "$@"
+mkdir -p "$cache"
+case $verb in
+fetch)
+	require_tools apt-get dpkg-deb
+	for series in $kernels; do
+		fetch "$series"
+		echo "$series $(cat "$cache/kernels/$series/release")"
+	done
+	;;
+run) run ;;
+*) usage "unknown verb $verb" ;;
+esac

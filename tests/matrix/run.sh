@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Boots every supported kernel series and runs the kernel tests and the three binaries in it (guest.sh).
+# Options are those of `kmatrix.sh run`, for example --kernels "5.10 newest"; exit codes too.
+set -euo pipefail
+# shellcheck source=../../packaging/environment.sh
+source "$(dirname "$0")/../../packaging/environment.sh"
+cd "$ROOT"
+
+cargo build --quiet --workspace
+programs=()
+for binary in kpulse-exporter kpulse-event-gateway kpulse-profiler; do programs+=(--bin "$TARGET/debug/$binary"); done
+
+# Under its own name instead of cargo's with a hash, so that guest.sh can call it.
+kernel_tests=$(packaging/list-tests.sh | awk -F '\t' '$1 == "kernel" { print $3 }')
+if [ -n "$kernel_tests" ]; then
+	install -D "$kernel_tests" "$TARGET/matrix/kernel"
+	programs+=(--bin "$TARGET/matrix/kernel")
+fi
+
+exec tests/matrix/kmatrix.sh run "${programs[@]}" --add tests/matrix/guest.sh:/guest.sh --cmd 'sh /guest.sh' \
+	--env KPULSE_MATRIX=1 --jobs 2 "$@"

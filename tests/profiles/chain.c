@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A program whose profile is known: main -> outer -> middle -> hot takes 70 % of its time, main -> other 30 %.
+ * Both leaves do the same work, so their shares follow from how often they run.
+ * Their sum lies on the stack, since gcc leaves a leaf without locals frameless whatever the flags say.
+ * Argument: seconds to live.
+ */
+#include <stdlib.h>
+#include <time.h>
+
+#define LEAF __attribute__((noinline, noclone, noipa))
+#define WORK 20000
+
+static volatile unsigned long sink;
+
+LEAF void hot(void)
+{
+	volatile unsigned long sum = 0;
+
+	for (int i = 0; i < WORK; i++)
+		sum += i;
+}
+
+LEAF void other(void)
+{
+	volatile unsigned long sum = 0;
+
+	for (int i = 0; i < WORK; i++)
+		sum += i;
+}
+
+LEAF void middle(void)
+{
+	hot();
+	sink++;
+}
+
+LEAF void outer(void)
+{
+	middle();
+	sink++;
+}
+
+int main(int argc, char **argv)
+{
+	time_t end = time(NULL) + (argc > 1 ? atoi(argv[1]) : 60);
+
+	while (time(NULL) < end) {
+		for (int round = 0; round < 20; round++) {
+			for (int i = 0; i < 7; i++)
+				outer();
+			for (int i = 0; i < 3; i++)
+				other();
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,105 @@
+//! The program under the profiler, the profiler itself, and how its folded stacks are read.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A running program that is stopped when the test ends.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+/// Compiles the program with known shares.
+pub fn compile(directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/chain.c");
+    let program = directory.join("chain");
+    let compiled = Command::new("gcc")
+        .args(["-O1", "-fno-omit-frame-pointer", "-o"])
+        .arg(&program)
+        .arg(source)
+        .status()
+        .expect("gcc runs; it comes with build-essential");
+    assert!(compiled.success());
+    program
+}
+
+/// Starts it for some seconds.
+pub fn start(program: &Path, seconds: u32) -> Running {
+    Running(Command::new(program).arg(seconds.to_string()).stdout(Stdio::null()).spawn().expect("starts"))
+}
+
+/// The profiler of the same build as this test.
+pub fn profiler() -> Command {
+    let test = std::env::current_exe().expect("this test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
+    let binary = folder.join("kpulse-profiler");
+    assert!(binary.exists(), "{} is not built: cargo build -p kpulse-profiler", binary.display());
+    let mut command = Command::new(binary);
+    command.env_remove("KPULSE_LOG").stdin(Stdio::null());
+    command
+}
+
+/// One folded line: frames from the thread's name to the leaf, and how often.
+pub struct Line {
+    pub frames: Vec<String>,
+    pub count: u64,
+}
+
+/// Reads folded stacks; a line that is not one fails the test.
+pub fn parse(folded: &str) -> Vec<Line> {
+    let line = |line: &str| {
+        let (stack, count) = line.rsplit_once(' ').expect("a count after a blank");
+        Line { frames: stack.split(';').map(str::to_owned).collect(), count: count.parse().expect("a number") }
+    };
+    folded.lines().map(line).collect()
+}
+
+/// What a folded profile says about the known program.
+#[derive(Debug, PartialEq)]
+pub struct Shares {
+    /// Samples of the program's two leaves.
+    pub samples: u64,
+    /// Share of `hot`, percent.
+    pub hot: f64,
+    /// Share of the samples of `hot` that have the whole chain, percent.
+    pub whole: f64,
+}
+
+impl Shares {
+    pub fn of(folded: &str) -> Self {
+        let (mut hot, mut other, mut whole) = (0, 0, 0);
+        for Line { frames, count } in parse(folded) {
+            if frames[0] != "chain" {
+                continue;
+            }
+            let frames: Vec<&str> = frames.iter().map(String::as_str).collect();
+            // An interrupt's kernel frames may stand behind the leaf.
+            if frames.contains(&"hot") {
+                hot += count;
+                whole += if frames.windows(4).any(|part| part == ["main", "outer", "middle", "hot"]) { count } else { 0 };
+            } else if frames.contains(&"other") {
+                other += count;
+            }
+        }
+        let percent = |part: u64, of: u64| part as f64 * 100.0 / of.max(1) as f64;
+        Self { samples: hot + other, hot: percent(hot, hot + other), whole: percent(whole, hot) }
+    }
+
+    /// Within three points, at a number of samples for which that is more than two deviations.
+    pub fn assert_true(&self) {
+        assert!(self.samples >= 1000, "too few samples: {self:?}");
+        assert!((self.hot - 70.0).abs() <= 3.0, "{self:?}");
+        assert!(self.whole >= 98.0, "{self:?}");
+    }
+}
