@@ -38,12 +38,12 @@ static __always_inline __u32 highest_bit(__u32 value)
 static __always_inline __u32 histogram_slot(__u64 ns)
 {
 	/*
-	 * In units of 2^-30 s there are 1.073741824 to the nanosecond, so that a bound is a single bit;
-	 * 77324 / 2^20 is the fraction to within 1e-7. Minus one, since a bound belongs to the slot it ends.
+	 * A nanosecond is 1.073741824 units of 2^-30 s, in which a bound is a single bit; 9897460 / 2^27 is the
+	 * fraction to within 3e-9. Rounded up and minus one, since a bound belongs to the slot that it ends.
 	 */
 	if (ns > 1ULL << 36)
 		return HISTOGRAM_SLOTS - 1;
-	__u64 units = ns + (ns * 77324 >> 20);
+	__u64 units = ns + ((ns * 9897460 + (1 << 27) - 1) >> 27);
 	__u32 above = (units - (units != 0)) >> 10;
 	__u32 slot = above ? highest_bit(above) + 1 : 0;
 	return slot < HISTOGRAM_SLOTS ? slot : HISTOGRAM_SLOTS - 1;

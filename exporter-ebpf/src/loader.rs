@@ -172,6 +172,11 @@ impl ProbeSet {
         collector.map_or(Ok(()), |collector| collector.collect(identities, out))
     }
 
+    /// What the running kernel calls the numbers that probes meet.
+    pub fn types(&self) -> &KernelTypes {
+        &self.types
+    }
+
     /// `kpulse_probe_up` and `kpulse_probe_info`.
     pub fn self_metrics(&self, out: &mut Samples) {
         for loaded in &self.loaded {

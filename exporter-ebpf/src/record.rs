@@ -91,3 +91,33 @@ pub fn view<T: Pod>(bytes: &[u8]) -> Result<T, ProbeError> {
     // SAFETY: the length was checked, T is Pod, and read_unaligned needs no alignment.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    use super::*;
+    use crate::probe::EventDef;
+    use proptest::prelude::*;
+
+    /// The bytes of a `.hex` file.
+    pub(crate) fn bytes(hex: &str) -> Vec<u8> {
+        let digits: Vec<u32> = hex.chars().filter_map(|digit| digit.to_digit(16)).collect();
+        digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).unwrap()).collect()
+    }
+
+    /// Asserts that a real record decodes to what its `.json` file says, and gives the rest of it.
+    pub(crate) fn assert_decodes(event: &EventDef, names: &Names, hex: &str, json: &str) -> Decoded {
+        let decoded = (event.decode)(&bytes(hex), names).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!(decoded.body, expected);
+        decoded
+    }
+
+    /// Asserts that no bytes of the right size make the decoder panic, and that another size is an error.
+    pub(crate) fn assert_total(event: &EventDef, hex: &str) {
+        let size = bytes(hex).len();
+        proptest!(|(noise in proptest::collection::vec(any::<u8>(), size))| {
+            prop_assert!((event.decode)(&noise, &Names::new()).is_ok());
+            prop_assert!((event.decode)(&noise[1..], &Names::new()).is_err());
+        });
+    }
+}

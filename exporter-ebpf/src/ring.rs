@@ -171,6 +171,11 @@ impl EventStream {
         }
     }
 
+    /// The bytes of the next record, as the kernel wrote them: for fixtures.
+    pub fn next_record(&mut self) -> Option<Vec<u8>> {
+        self.rings.iter_mut().find_map(|ring| ring.ring.next().map(|record| record.to_vec()))
+    }
+
     /// What was lost since the probes attached, by probe and reason.
     pub fn losses(&mut self) -> Vec<Loss> {
         let losses = |ring: &Ring| {

@@ -131,3 +131,24 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     };
     Decoded::new(Header::from(&record.header), &body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/direct_reclaim.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let names: Names = Names::new();
+        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/direct_reclaim.json"));
+        assert!(!decoded.header.comm.is_empty());
+        assert!(!decoded.header.stack.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
+}

@@ -199,3 +199,25 @@ fn tcp_flags(bits: u8) -> Vec<&'static str> {
     const NAMES: [&str; 8] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"];
     NAMES.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| *name).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/packet_drop.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let names: Names = [(3, "NO_SOCKET".to_owned())].into();
+        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/packet_drop.json"));
+        assert!(!decoded.header.comm.is_empty());
+        assert_eq!(decoded.header.value_ns, None);
+        assert!(decoded.place.is_some_and(|(field, address)| field == "location" && address != 0));
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
+}

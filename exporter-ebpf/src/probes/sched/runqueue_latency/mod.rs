@@ -99,3 +99,24 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         Occupant { pid: record.occupant_tgid, tid: record.occupant_tid, name: comm(&record.occupant_comm) };
     Decoded::new(Header::from(&record.header), &Body { occupant })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/runqueue_delay.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let names: Names = Names::new();
+        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/runqueue_delay.json"));
+        assert!(!decoded.header.comm.is_empty());
+        assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
+}
