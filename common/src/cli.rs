@@ -89,11 +89,17 @@ pub fn parse(command: clap::Command) -> Result<clap::ArgMatches, Usage> {
         if !error.use_stderr() {
             error.exit();
         }
-        let text = error.render().to_string();
-        let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
-        let sentence = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-        Usage(format!("{}; see --help", sentence.trim_start_matches("error: ")))
+        usage(&error)
     })
+}
+
+/// What clap says over several lines, as one sentence.
+fn usage(error: &clap::Error) -> Usage {
+    let text = error.render().to_string();
+    let is_told = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
+    let lines = text.lines().take_while(is_told).map(str::trim).filter(|line| !line.is_empty());
+    let sentence = lines.collect::<Vec<_>>().join("; ");
+    Usage(format!("{}; see --help", sentence.trim_start_matches("error: ")))
 }
 
 /// 2 when the user must change the command line or the configuration, else 1.
@@ -112,10 +118,24 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     let binary = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     let name = binary.file_name().unwrap_or_default().to_string_lossy();
-    let sentence = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+    let sentence = sentence(&error);
     // A closed stderr must not turn an error into a panic.
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{name}: {sentence}\n").as_bytes());
     ExitCode::from(exit_code(&error))
+}
+
+/// The causes of an error, outermost first, in one line. A cause that the one before it already tells is left out.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
 }
 
 /// Where this process keeps its files: `KPULSE_STATE_DIR`, else `/var/lib/kpulse` as root, else the user's own.
@@ -161,7 +181,7 @@ pub async fn shutdown_signal() {
         Ok(mut shutdown) => shutdown.wait().await,
         Err(error) => {
             tracing::error!(%error, "cannot catch signals, the default action stays");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -174,4 +194,55 @@ pub fn notify_ready() {
 /// Tells systemd that the process is about to end.
 pub fn notify_stopping() {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn usage_and_configuration_errors_are_code_2_at_any_depth() {
+        let usage = || Usage("wrong".into());
+        let address = HttpError::Address { address: "x".into(), flag: "--x".into(), why: "y".into() };
+        let taken = HttpError::Taken { address: "x".into(), flag: "--x".into() };
+        for (error, code) in [
+            (anyhow::Error::from(usage()), 2),
+            (anyhow::Error::from(usage()).context("outer"), 2),
+            (ConfigError::Other("x".into()).into(), 2),
+            (address.into(), 2),
+            (taken.into(), 1),
+            (anyhow::anyhow!("anything"), 1),
+        ] {
+            assert_eq!(exit_code(&error), code, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line_that_tells_each_cause_once() {
+        let inner = std::io::Error::other("the disk\nis full");
+        let middle = Err::<(), _>(inner).context("cannot write x: the disk is full").context("cannot stop");
+        assert_eq!(sentence(&middle.unwrap_err()), "cannot stop: cannot write x: the disk is full");
+    }
+
+    #[test]
+    fn a_usage_error_is_one_sentence_with_the_hint() {
+        let command = || clap::Command::new("x").arg(clap::Arg::new("web").long("web.address"));
+        let error = command().try_get_matches_from(["x", "--web.adress=1"]).unwrap_err();
+        assert_eq!(
+            usage(&error).to_string(),
+            "unexpected argument '--web.adress' found; tip: a similar argument exists: '--web.address'; see --help"
+        );
+        let error = command().try_get_matches_from(["x", "--web.address"]).unwrap_err();
+        assert!(!usage(&error).to_string().contains('\n'));
+        assert_eq!(usage(&error).to_string().matches("--help").count(), 1);
+    }
+
+    #[test]
+    fn only_given_flags_override_the_configuration() {
+        let flags = CommonFlags { path_procfs: Some("/host/proc".into()), ..CommonFlags::default() };
+        assert_eq!(flags.overrides(), [("path.procfs".to_owned(), Value::new(None, "/host/proc"))]);
+        assert_eq!(flags.paths(), Paths { procfs: "/host/proc".into(), ..Paths::default() });
+        assert!(CommonFlags::default().overrides().is_empty());
+    }
 }

@@ -15,7 +15,7 @@ use kpulse_common::http::{self, Handler, Observability};
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_common::{logging, self_metrics};
-use kpulse_exporter_ebpf::ProbeSet;
+use kpulse_exporter_ebpf::{ProbeSet, ProbeState};
 use serde_json::json;
 use std::net::TcpListener;
 use std::path::Path;
@@ -79,6 +79,8 @@ async fn serve(
     let enrich = Enrich::new(&config.path, config.labels.clone());
     let pipeline = Pipeline::start(ring, enrich, &shared.spool, sink, &shared.tally)?;
     cli::notify_ready();
+    let active = shared.with_probes(active_probes).unwrap_or(0);
+    tracing::info!(active, probes = event_probes().count(), "ready");
     until_shutdown(config, common, overrides, shutdown).await?;
 
     cli::notify_stopping();
@@ -105,7 +107,7 @@ fn announce(web: &TcpListener, api: &TcpListener, store: &Path) {
         web = address(web),
         api = address(api),
         store = %store.display(),
-        "kpulse-event-gateway starts"
+        "listening"
     );
 }
 
@@ -180,15 +182,23 @@ fn observability(shared: Arc<Shared>) -> Handler {
     let observability = Observability {
         title: "kpulse-event-gateway",
         metrics: Box::new(move |_| for_metrics.samples()),
-        probes: Box::new(move || {
-            for_probes.with_probes(|set| json!(set.status())).unwrap_or_else(|| json!([]))
-        }),
+        probes: Box::new(move || for_probes.probe_states()),
         ready: Box::new(move || for_ready.ready()),
     };
     observability.handler()
 }
 
+fn active_probes(set: &ProbeSet) -> usize {
+    set.status().iter().filter(|probe| probe.state == ProbeState::Active).count()
+}
+
 impl Shared {
+    fn probe_states(&self) -> serde_json::Value {
+        let loading =
+            || event_probes().map(|probe| json!({"name": probe.name, "state": "loading"})).collect();
+        self.with_probes(|set| json!(set.status())).unwrap_or_else(loading)
+    }
+
     fn with_probes<T>(&self, show: impl FnOnce(&ProbeSet) -> T) -> Option<T> {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(show)
     }

@@ -24,7 +24,9 @@ fn run() -> anyhow::Result<()> {
     memory::bound_arenas();
     let flags = flags::Flags::parse()?;
     let config = config::load(&flags)?;
-    logging::init(config.log.level, config.log.format)?;
+    // The other commands print all that a log would say.
+    let level = if flags.command == flags::Command::Serve { config.log.level } else { logging::Level::Error };
+    logging::init(level, config.log.format)?;
     match flags.command {
         flags::Command::Serve => serve::run(flags, config),
         flags::Command::Check => check::run(&config),

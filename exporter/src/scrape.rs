@@ -22,6 +22,16 @@ const DURATION: MetricDef = MetricDef::gauge(
     "How long the collector took in this scrape.",
     &[Label::Named("collector")],
 );
+const IDENTITY_HITS: MetricDef = MetricDef::counter(
+    "kpulse_container_identity_hits_total",
+    "Cgroups whose container was known when it was asked for.",
+    &[],
+);
+const IDENTITY_MISSES: MetricDef = MetricDef::counter(
+    "kpulse_container_identity_misses_total",
+    "Cgroups that were not known when their container was asked for.",
+    &[],
+);
 
 /// Everything that can be scraped.
 pub struct Scraper {
@@ -97,6 +107,8 @@ impl Scraper {
             let mut loaded = lock(loaded);
             self.collect_probes(&mut loaded, filter, &mut out);
             loaded.probes.self_metrics(&mut out);
+            out.count(&IDENTITY_HITS, &[], loaded.identities.hits());
+            out.count(&IDENTITY_MISSES, &[], loaded.identities.misses());
         }
         self_metrics::process(&self.paths, &mut out);
         self_metrics::build_info("kpulse-exporter", &mut out);

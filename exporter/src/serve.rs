@@ -15,7 +15,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -40,7 +40,9 @@ pub fn run(flags: Flags, config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(layers: Layers, config: Config) -> anyhow::Result<()> {
+    // First of all: until then a signal ends the process the hard way.
     let mut shutdown = Shutdown::catch().context("cannot catch SIGTERM")?;
+    let hangups = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
     let addresses = config.web.listen_address.iter();
     let listeners = addresses
         .map(|address| http::bind(address, "--web.listen-address"))
@@ -60,7 +62,7 @@ async fn serve(layers: Layers, config: Config) -> anyhow::Result<()> {
         servers.spawn(server.clone().serve(listener, until_stopped));
     }
     load_beside(Arc::clone(&scraper), &config)?;
-    tokio::spawn(reload_on_hangup(layers, config));
+    tokio::spawn(reload_on_hangup(hangups, layers, config));
     let failed = tokio::select! {
         () = shutdown.wait() => None,
         ended = servers.join_next() => ended,
@@ -130,21 +132,17 @@ fn probe_states(scraper: &Scraper) -> serde_json::Value {
 
 /// Reads the configuration again on every SIGHUP. The level of the log changes at once; the rest says that it
 /// needs a restart, since probes are loaded with it.
-async fn reload_on_hangup(layers: Layers, mut current: Config) {
-    let mut hangups = match signal(SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => return tracing::warn!(%error, "cannot catch SIGHUP"),
-    };
+async fn reload_on_hangup(mut hangups: Signal, layers: Layers, mut current: Config) {
     while hangups.recv().await.is_some() {
         match config::read(&layers) {
-            Ok(new) => current = apply(current, new),
+            Ok(new) => current = apply(current, &new),
             Err(error) => tracing::error!(why = %error, "the configuration stays as it was"),
         }
     }
 }
 
-fn apply(mut current: Config, new: Config) -> Config {
-    let changed = changed_keys(&current, &new);
+fn apply(mut current: Config, new: &Config) -> Config {
+    let changed = changed_keys(&current, new);
     if changed.is_empty() {
         tracing::info!("the configuration has not changed");
     }

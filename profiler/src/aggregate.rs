@@ -48,6 +48,7 @@ const SHORT_ID: usize = 12;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     pub pid: u32,
+    pub process: Arc<str>,
     pub thread: Arc<str>,
     pub container: Option<Arc<str>>,
     pub stack: Stack,
@@ -156,6 +157,7 @@ mod tests {
         let stack = [Arc::from("main"), Arc::from(leaf)];
         Key {
             pid,
+            process: "p".into(),
             thread: "t".into(),
             container: container.map(Arc::from),
             stack: Arc::from(stack.as_slice()),

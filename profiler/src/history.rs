@@ -151,7 +151,7 @@ mod tests {
 
     fn drain(history: &mut History, at: Instant, leaf: &str) {
         let stack = history.stack(&[Arc::from("main"), Arc::from(leaf)]);
-        let key = Key { pid: 7, thread: "t".into(), container: None, stack };
+        let key = Key { pid: 7, process: "p".into(), thread: "t".into(), container: None, stack };
         let named = Named { entries: vec![(key, 10)], taken: 12, outside: 0, lost: vec![("map_full", 2)] };
         history.absorb(named, at, SystemTime::now());
     }

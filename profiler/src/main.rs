@@ -13,7 +13,7 @@ mod symbolize;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use kpulse_common::cli::{self, CommonFlags};
-use kpulse_common::logging;
+use kpulse_common::logging::{self, Level};
 use std::process::ExitCode;
 
 /// CPU profiles of host, containers and processes, always on.
@@ -35,6 +35,15 @@ enum Command {
     Serve(config::ServeFlags),
 }
 
+/// A recording says one line at its end or one line about what failed, unless more is asked for.
+fn level(line: &CommandLine, config: &config::Config) -> Level {
+    let is_asked = line.common.log_level.is_some() || config.log.level != Level::default();
+    match &line.command {
+        Command::Record(_) if !is_asked => Level::Error,
+        _ => config.log.level,
+    }
+}
+
 fn main() -> ExitCode {
     cli::report(run())
 }
@@ -47,7 +56,7 @@ fn run() -> anyhow::Result<()> {
         Command::Record(_) => config::ServeFlags::default(),
     };
     let config = config::load(&line.common, &line.sample, &serve_flags)?;
-    logging::init(config.log.level, config.log.format)?;
+    logging::init(level(&line, &config), config.log.format)?;
     symbolize::truncation::survive()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match &line.command {

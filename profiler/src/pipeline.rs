@@ -189,8 +189,10 @@ impl Counting {
                 state.containers.entry(id.clone()).or_insert(identity);
                 id
             });
+            // A kernel thread has no other name, and a process that is gone left none.
+            let process = self.symbols.process_name(sample.pid).unwrap_or_else(|| thread.clone());
             let stack = state.history.stack(&frames);
-            named.entries.push((Key { pid: sample.pid, thread, container, stack }, sample.count));
+            named.entries.push((Key { pid: sample.pid, process, thread, container, stack }, sample.count));
         }
         add(&mut state, named, now);
         self.symbols.sweep();

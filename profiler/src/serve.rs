@@ -88,7 +88,7 @@ fn observability(config: &Config, shared: &Shared, probes: &Arc<Mutex<ProbeSet>>
     Observability {
         title: "kpulse-profiler",
         metrics: Box::new(move |_| metrics::collect(&metrics_shared, &lock(&metrics_probes), &paths)),
-        probes: Box::new(move || serde_json::json!({ "probes": lock(&status_probes).status() })),
+        probes: Box::new(move || serde_json::to_value(lock(&status_probes).status()).unwrap_or_default()),
         ready: Box::new(move || ready(&ready_shared, &lock(&ready_probes), started, late)),
     }
 }

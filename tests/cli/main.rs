@@ -1,4 +1,8 @@
 //! The real binaries as a user meets them: wrong input, missing rights, signals, and what they serve.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod exporter;
 mod exporter_serves;
+mod gateway;
+mod gateway_events;
+mod profiler;

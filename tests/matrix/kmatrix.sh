@@ -12,12 +12,13 @@
 #   --modules "a b"        kernel modules to load first, with what they depend on
 #   --disk virtio|nvme|none  an empty 64 MiB disk                   (virtio)
 #   --smp N, --mem MIB     size of a guest                          (2, 768)
-#   --timeout SECONDS      of one guest                             (600)
+#   --timeout SECONDS      of one guest                             (900)
+#   --stall SECONDS        without a word on its console            (180)
 #   --jobs N               guests at a time                         (1)
 #   --log FOLDER           keeps each guest's console as FOLDER/SERIES.log
 #
 # Prints a line for each kernel: MATRIX <series> rc=<n> release=<uname -r> boot=<s> total=<s>
-# where rc is the command's, 97 = the guest panicked or ran out of time (tried again first), 98 = no such kernel was to be had.
+# where rc is the command's, 97 = the guest panicked, stalled or ran out of time (tried again first), 98 = no such kernel was to be had.
 # Exits 0 if every rc is 0, 77 if no guest can be started here (it says why), 1 otherwise, 2 for wrong usage.
 #
 # The kernels are Debian's own packages, from the mirror that this machine's apt uses or from $KPULSE_DEBIAN_MIRROR,
@@ -27,7 +28,7 @@ set -euo pipefail
 source "$(dirname "$0")/../../packaging/environment.sh"
 
 cache=${KPULSE_MATRIX_CACHE:-$CACHE/matrix}
-kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio smp=2 mem=768 limit=600 jobs=1 log_folder=''
+kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
 binaries=() additions=() variables=()
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 work='' guests=()
@@ -52,6 +53,7 @@ parse() {
 		--smp) smp=$2 ;;
 		--mem) mem=$2 ;;
 		--timeout) limit=$2 ;;
+		--stall) stall=$2 ;;
 		--jobs) jobs=$2 ;;
 		--log) log_folder=$2 ;;
 		*) usage "unknown option $1" ;;
@@ -236,10 +238,32 @@ build_initrd() {
 	rm -rf "$root"
 }
 
+# watch_guest PID LOG: waits for a guest's end, and ends it when it stalls, takes too long, or this script is ended.
+watch_guest() {
+	local guest=$1 started=$SECONDS heard=$SECONDS size=0 now
+	# shellcheck disable=SC2064 # the pid of this guest
+	trap "kill $guest; wait $guest; exit 143" TERM
+	while kill -0 "$guest" 2>/dev/null; do
+		sleep 0.5
+		now=$(stat -c %s "$2")
+		[ "$now" = "$size" ] || heard=$SECONDS
+		size=$now
+		if [ $((SECONDS - heard)) -ge "$stall" ] || [ $((SECONDS - started)) -ge "$limit" ]; then
+			echo "GUEST-NOTE ended after $((SECONDS - started)) s, the last $((SECONDS - heard)) of them silent" >>"$2"
+			kill -KILL "$guest"
+			break
+		fi
+	done
+	wait "$guest" 2>/dev/null || true
+	trap - TERM
+}
+
 # boot KERNEL INITRD LOG: one run of a guest.
 boot() {
+	# Without cmpxchg16b, after which this qemu leaves garbage in EFLAGS: kernels that use it in the slab allocator
+	# (6.12) double-fault within seconds.
 	local arguments=(
-		-cpu max -m "$mem" -smp "$smp" -kernel "$1/vmlinuz" -initrd "$2" -nodefaults -no-reboot
+		-cpu 'max,-cx16' -m "$mem" -smp "$smp" -kernel "$1/vmlinuz" -initrd "$2" -nodefaults -no-reboot
 		-display none -monitor none -serial stdio
 		-append "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off tsc=reliable"
 	)
@@ -255,13 +279,8 @@ boot() {
 		truncate -s 64M "$2.disk"
 		arguments+=(-drive "if=none,id=disk,format=raw,cache=writeback,file=$2.disk")
 	fi
-	# In the background, so that the trap below can end it: timeout moves it out of the terminal's process group.
-	timeout -k 5 "$limit" qemu-system-x86_64 "${arguments[@]}" </dev/null >"$3" 2>&1 &
-	local guest=$!
-	# shellcheck disable=SC2064 # the pid of this guest
-	trap "kill $guest; wait $guest; exit 143" TERM
-	wait "$guest" || true
-	trap - TERM
+	qemu-system-x86_64 "${arguments[@]}" </dev/null >"$3" 2>&1 &
+	watch_guest $! "$3"
 	rm -f "$2.disk"
 }
 
@@ -270,17 +289,20 @@ run_guest() {
 	local series=$1 kernel=$cache/kernels/$1 initrd=$work/$1.initrd log=${log_folder:-$work}/$1.log code='' started attempt
 	[ -e "$kernel/complete" ] || { echo "MATRIX $series rc=98: no kernel"; return 98; }
 	build_initrd "$kernel" "$initrd"
-	# About one run in twenty with several virtual CPUs ends in a panic of the emulation: two more tries, but only one
-	# more for a guest that ran out of time.
+	# About one run in twenty with several virtual CPUs ends in a panic of the emulation, seldom in a lock-up.
 	for attempt in 1 2 3; do
 		started=$SECONDS
 		boot "$kernel" "$initrd" "$log"
 		sed -i 's/\r//g' "$log"
 		code=$(sed -n 's/^GUEST-EXIT \([0-9]*\).*/\1/p' "$log" | tail -n 1)
-		[ -z "$code" ] || break
-		if [ "$attempt" = 3 ] || { [ "$attempt" = 2 ] && [ $((SECONDS - started)) -ge "$limit" ]; }; then break; fi
-		echo "MATRIX $series did not finish in $((SECONDS - started)) s, trying again: $(tail -n 1 "$log")"
+		if [ -n "$code" ] || [ $attempt = 3 ]; then break; fi
+		echo "MATRIX $series did not finish, trying again. Its last words:"
+		tail -n 4 "$log" | sed 's/^/    /'
+		mv "$log" "${log%.log}.attempt-$attempt.log"
+		# A guest that took long is not tried a third time.
+		[ $((SECONDS - started)) -lt "$stall" ] || [ $attempt = 1 ] || break
 	done
+	[ -e "$log" ] || mv "${log%.log}.attempt-$attempt.log" "$log"
 	rm -f "$initrd"
 	code=${code:-97}
 	echo "MATRIX $series rc=$code $(sed -n 's/^GUEST-BOOT //p' "$log") total=$((SECONDS - started))s"

@@ -7,12 +7,12 @@ mod serve;
 /// Samples a second: enough for a share within three points in a few seconds.
 const HZ: &str = "997";
 
-/// Prints why a test cannot run here.
-fn skip() -> bool {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    if !is_root {
-        println!("skipped: sampling the CPUs needs root");
-    }
-    !is_root
+/// Ends the test, with the reason, where the CPUs cannot be sampled.
+macro_rules! needs_root {
+    ($test:literal) => {
+        if !kpulse_tests::is_root() {
+            return kpulse_tests::skip($test, "sampling the CPUs needs root");
+        }
+    };
 }
+use needs_root;

@@ -1,5 +1,7 @@
 //! The program under the profiler, the profiler itself, and how its folded stacks are read.
 
+use kpulse_tests::binary;
+use kpulse_tests::process::command;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -39,15 +41,9 @@ pub fn start(program: &Path, seconds: u32) -> Running {
     Running(Command::new(program).arg(seconds.to_string()).stdout(Stdio::null()).spawn().expect("starts"))
 }
 
-/// The profiler of the same build as this test.
+/// The profiler, without any variable that would configure it.
 pub fn profiler() -> Command {
-    let test = std::env::current_exe().expect("this test has a path");
-    let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
-    let binary = folder.join("kpulse-profiler");
-    assert!(binary.exists(), "{} is not built: cargo build -p kpulse-profiler", binary.display());
-    let mut command = Command::new(binary);
-    command.env_remove("KPULSE_LOG").stdin(Stdio::null());
-    command
+    command(binary("kpulse-profiler"))
 }
 
 /// One folded line: frames from the thread's name to the leaf, and how often.
@@ -60,7 +56,10 @@ pub struct Line {
 pub fn parse(folded: &str) -> Vec<Line> {
     let line = |line: &str| {
         let (stack, count) = line.rsplit_once(' ').expect("a count after a blank");
-        Line { frames: stack.split(';').map(str::to_owned).collect(), count: count.parse().expect("a number") }
+        Line {
+            frames: stack.split(';').map(str::to_owned).collect(),
+            count: count.parse().expect("a number"),
+        }
     };
     folded.lines().map(line).collect()
 }
@@ -87,7 +86,11 @@ impl Shares {
             // An interrupt's kernel frames may stand behind the leaf.
             if frames.contains(&"hot") {
                 hot += count;
-                whole += if frames.windows(4).any(|part| part == ["main", "outer", "middle", "hot"]) { count } else { 0 };
+                whole += if frames.windows(4).any(|part| part == ["main", "outer", "middle", "hot"]) {
+                    count
+                } else {
+                    0
+                };
             } else if frames.contains(&"other") {
                 other += count;
             }

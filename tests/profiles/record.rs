@@ -1,21 +1,24 @@
 //! `record`: the stacks and shares of a known program, and every sample accounted for.
 
 use crate::program::{Running, Shares, compile, parse, profiler, start};
-use crate::{HZ, skip};
+use crate::{HZ, needs_root};
+use kpulse_tests::process::Service;
+use kpulse_tests::until;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest recording: on a busy machine the program gets its share late.
 const MAX_SECONDS: u32 = 32;
 
-fn record(scope: &[&str], seconds: u32, format: &str, file: &Path) -> Output {
+/// Records into a file; returns what it says on stderr.
+fn record(scope: &[&str], seconds: u32, format: &str, file: &Path) -> String {
     let mut command = profiler();
     command.arg("record").args(scope).args(["--sample.hz", HZ, "--format", format, "-o"]).arg(file);
     let output = command.args(["--seconds", &seconds.to_string()]).output().expect("runs");
     assert!(output.status.success(), "{output:?}");
-    output
+    String::from_utf8(output.stderr).expect("text")
 }
 
 /// Records longer and longer until there are samples enough to judge shares by.
@@ -33,16 +36,20 @@ fn record_enough(scope: &[&str], file: &Path) -> Shares {
 
 /// The number behind a word of the summary.
 fn number(summary: &str, word: &str) -> u64 {
-    let (_, rest) = summary.split_once(&format!("{word} ")).unwrap_or_else(|| panic!("no {word} in {summary}"));
-    rest.split(|letter: char| !letter.is_ascii_digit()).next().expect("a first part").parse().expect("a number")
+    let (_, rest) =
+        summary.split_once(&format!("{word} ")).unwrap_or_else(|| panic!("no {word} in {summary}"));
+    rest.split(|letter: char| !letter.is_ascii_digit())
+        .next()
+        .expect("a first part")
+        .parse()
+        .expect("a number")
 }
 
 /// One line on stderr, whose sum closes.
-fn assert_closed(output: &Output) -> u64 {
-    let summary = String::from_utf8_lossy(&output.stderr).into_owned();
+fn assert_closed(summary: &str) -> u64 {
     assert_eq!(summary.lines().count(), 1, "{summary}");
     let [taken, stored, outside, lost] =
-        ["taken", "stored", "outside the scope", "lost"].map(|word| number(&summary, word));
+        ["taken", "stored", "outside the scope", "lost"].map(|word| number(summary, word));
     assert_eq!(taken, stored + outside + lost, "{summary}");
     assert!(taken > 0, "{summary}");
     stored
@@ -50,18 +57,14 @@ fn assert_closed(output: &Output) -> u64 {
 
 fn until_deleted(program: &Running) {
     let exe = format!("/proc/{}/exe", program.pid());
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !fs::read_link(&exe).is_ok_and(|path| path.to_string_lossy().ends_with(" (deleted)")) {
-        assert!(Instant::now() < deadline, "{exe} is still there");
-        std::thread::yield_now();
-    }
+    until("deleted executable", || {
+        fs::read_link(&exe).ok()?.to_string_lossy().ends_with(" (deleted)").then_some(())
+    });
 }
 
 #[test]
 fn a_process_profile_names_the_chain_and_its_shares() {
-    if skip() {
-        return;
-    }
+    needs_root!("a_process_profile_names_the_chain_and_its_shares");
     let directory = tempfile::tempdir().expect("a folder");
     let program = start(&compile(directory.path()), 120);
     let file = directory.path().join("out.folded");
@@ -72,18 +75,22 @@ fn a_process_profile_names_the_chain_and_its_shares() {
 
 #[test]
 fn a_host_profile_names_the_chain_and_the_kernel() {
-    if skip() {
-        return;
-    }
+    needs_root!("a_host_profile_names_the_chain_and_the_kernel");
     let directory = tempfile::tempdir().expect("a folder");
     let _program = start(&compile(directory.path()), 120);
     let mut kernel = Running(
-        Command::new("dd").args(["if=/dev/zero", "of=/dev/null", "bs=64M"]).stderr(Stdio::null()).spawn().expect("dd runs"),
+        Command::new("dd")
+            .args(["if=/dev/zero", "of=/dev/null", "bs=64M"])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("dd runs"),
     );
     let file = directory.path().join("out.folded");
     record_enough(&["--host"], &file).assert_true();
     let lines = parse(&fs::read_to_string(&file).expect("the profile is there"));
-    let in_kernel = |line: &&crate::program::Line| line.frames[0] == "dd" && line.frames.iter().any(|frame| frame.ends_with("_[k]"));
+    let in_kernel = |line: &&crate::program::Line| {
+        line.frames[0] == "dd" && line.frames.iter().any(|frame| frame.ends_with("_[k]"))
+    };
     let named: u64 = lines.iter().filter(in_kernel).map(|line| line.count).sum();
     assert!(named > 0, "dd reads from the kernel");
     let offsets = |frame: &String| frame.ends_with("_[k]") && frame.contains("+0x");
@@ -93,9 +100,7 @@ fn a_host_profile_names_the_chain_and_the_kernel() {
 
 #[test]
 fn a_deleted_executable_is_still_named() {
-    if skip() {
-        return;
-    }
+    needs_root!("a_deleted_executable_is_still_named");
     let directory = tempfile::tempdir().expect("a folder");
     let path = compile(directory.path());
     let program = start(&path, 120);
@@ -108,14 +113,12 @@ fn a_deleted_executable_is_still_named() {
 
 #[test]
 fn a_process_that_ends_meanwhile_keeps_its_samples() {
-    if skip() {
-        return;
-    }
+    needs_root!("a_process_that_ends_meanwhile_keeps_its_samples");
     let directory = tempfile::tempdir().expect("a folder");
     let mut program = start(&compile(directory.path()), 3);
     let file = directory.path().join("out.folded");
-    let output = record(&["--pid", &program.pid().to_string()], 6, "folded", &file);
-    assert!(assert_closed(&output) > 0);
+    let summary = record(&["--pid", &program.pid().to_string()], 6, "folded", &file);
+    assert!(assert_closed(&summary) > 0);
     assert!(program.0.try_wait().expect("can be asked").is_some(), "it ended during the recording");
     let shares = Shares::of(&fs::read_to_string(&file).expect("the profile is there"));
     assert!(shares.samples > 0 && shares.whole > 90.0, "{shares:?}");
@@ -123,9 +126,7 @@ fn a_process_that_ends_meanwhile_keeps_its_samples() {
 
 #[test]
 fn a_flame_graph_is_xml_and_has_the_hot_function() {
-    if skip() {
-        return;
-    }
+    needs_root!("a_flame_graph_is_xml_and_has_the_hot_function");
     let directory = tempfile::tempdir().expect("a folder");
     let program = start(&compile(directory.path()), 120);
     let file = directory.path().join("out.svg");
@@ -149,35 +150,34 @@ fn a_flame_graph_is_xml_and_has_the_hot_function() {
 
 #[test]
 fn an_interrupt_ends_the_recording_early_and_keeps_it() {
-    if skip() {
-        return;
-    }
+    needs_root!("an_interrupt_ends_the_recording_early_and_keeps_it");
     let directory = tempfile::tempdir().expect("a folder");
     let program = start(&compile(directory.path()), 120);
     let file = directory.path().join("out.folded");
     let mut command = profiler();
-    command.args(["record", "--seconds", "600", "--sample.hz", HZ, "--pid", &program.pid().to_string(), "-o"]);
-    let child = command.arg(&file).stderr(Stdio::piped()).spawn().expect("starts");
-    // The thread that drains is there once the probe is attached.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let samples = |pid: u32| {
-        let thread = |entry: std::io::Result<fs::DirEntry>| fs::read_to_string(entry.ok()?.path().join("comm")).ok();
-        let mut threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(thread);
-        threads.any(|name| name.trim() == "kpulse-sample")
-    };
-    while !samples(child.id()) {
-        assert!(Instant::now() < deadline, "no sampling thread");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let ran = Instant::now();
-    while ran.elapsed() < Duration::from_secs(2) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let pid = i32::try_from(child.id()).expect("a pid");
-    // SAFETY: the pid is that of a child that was not waited for.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
-    let output = child.wait_with_output().expect("ends");
-    assert!(output.status.success(), "{output:?}");
-    assert_closed(&output);
+    command.args([
+        "record",
+        "--seconds",
+        "600",
+        "--sample.hz",
+        HZ,
+        "--pid",
+        &program.pid().to_string(),
+        "-o",
+    ]);
+    let mut recording = Service::start(command.arg(&file));
+    let start = until("sampling thread", || sampling_since(recording.pid()));
+    until("time to sample", || (start.elapsed() > Duration::from_secs(2)).then_some(()));
+    recording.signal(libc::SIGINT);
+    assert_eq!(recording.wait().code(), Some(0), "{}", recording.stderr());
+    assert_closed(&recording.stderr());
     assert!(Shares::of(&fs::read_to_string(&file).expect("the profile is there")).samples > 0);
+}
+
+/// The thread that drains is there once the probe is attached.
+fn sampling_since(pid: u32) -> Option<Instant> {
+    let name =
+        |entry: std::io::Result<fs::DirEntry>| fs::read_to_string(entry.ok()?.path().join("comm")).ok();
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.filter_map(name);
+    threads.any(|name| name.trim() == "kpulse-sample").then(Instant::now)
 }

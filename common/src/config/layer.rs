@@ -73,7 +73,7 @@ impl Layer {
             layers.push(Self { origin, values: nest(&key, Value::new(None, value)) });
         }
         // The order of the environment is accidental; errors should not be.
-        layers.sort_by(|one, other| one.origin.to_string().cmp(&other.origin.to_string()));
+        layers.sort_by_key(|layer| layer.origin.to_string());
         Ok(layers)
     }
 

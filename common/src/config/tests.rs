@@ -115,7 +115,7 @@ fn reads_every_type_from_the_environment() {
     assert_eq!(sample.web.listen_address, [":2", ":3"]);
     assert_eq!((sample.web.max_requests, sample.web.ratio), (7, 0.5));
     assert_eq!((&*sample.web.title, sample.web.timeout), ("12", Duration::from_secs(2)));
-    assert_eq!(sample.switches["one"], false);
+    assert!(!sample.switches["one"]);
     assert_eq!(sample.labels["region"], "eu");
     assert_eq!(sample.token.as_deref(), Some("t"));
 }

@@ -167,7 +167,7 @@ fn resolves_real_cgroups_of_this_machine() {
         tried += 1;
     }
     if tried == 0 {
-        eprintln!("skipped: cannot make a cgroup here (needs root and a mounted cgroup file system)");
+        println!("SKIP: cannot make a cgroup here (needs root and a mounted cgroup file system)");
     }
 }
 
@@ -175,16 +175,16 @@ fn resolves_real_cgroups_of_this_machine() {
 fn resolves_a_real_cgroup_by_its_handle_and_only_while_it_exists() {
     let hierarchies = Hierarchies::detect(&Paths::default());
     let Some(mount) = hierarchies.mount(hierarchies.of("cpu")) else {
-        eprintln!("skipped: no cgroup hierarchy with the cpu controller is mounted");
+        println!("SKIP: no cgroup hierarchy with the cpu controller is mounted");
         return;
     };
     let Some(made) = RealCgroup::new(mount, "handle") else {
-        eprintln!("skipped: cannot make a cgroup below {} (needs root)", mount.display());
+        println!("SKIP: cannot make a cgroup below {} (needs root)", mount.display());
         return;
     };
     let (id, name) = (made.id(), made.0.file_name().unwrap().to_string_lossy().into_owned());
     let Some(found) = handle::path_of(mount, id) else {
-        eprintln!("skipped: this kernel or container does not open cgroups by handle");
+        println!("SKIP: this kernel or container does not open cgroups by handle");
         return;
     };
     assert_eq!(found, format!("/{name}"));

@@ -8,8 +8,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use std::convert::Infallible;
 use std::future::Future;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 /// Connections at once; further ones wait in the kernel's backlog.
@@ -20,6 +22,8 @@ const REQUESTS_MAX: usize = 40;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest buffer for a header; scrapers send less than 1 KiB.
 const HEADER_BYTES_MAX: usize = 32 << 10;
+/// A client that takes nothing of its answer for so long is cut off, or its answer would stay in memory.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a shutdown waits for answers that are under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Wait after a failed accept, which most often means that file descriptors ran out.
@@ -31,13 +35,20 @@ pub struct Server {
     handler: Handler,
     requests: Option<Arc<Semaphore>>,
     connections: Arc<Semaphore>,
+    write_timeout: Duration,
 }
 
 impl Server {
     /// At most `requests_max` requests at once are answered, further ones get 503; 0 is no bound.
     pub fn new(handler: Handler, requests_max: usize) -> Self {
         let requests = (requests_max > 0).then(|| Arc::new(Semaphore::new(requests_max)));
-        Self { handler, requests, connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { handler, requests, connections, write_timeout: WRITE_TIMEOUT }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_write_timeout(self, write_timeout: Duration) -> Self {
+        Self { write_timeout, ..self }
     }
 
     /// Serves one listener until `shutdown` is done; then finishes what is under way.
@@ -69,6 +80,7 @@ impl Server {
                     }
                 },
             };
+            bound_writes(&stream, self.write_timeout);
             let server = self.clone();
             let service = service_fn(move |request| {
                 let server = server.clone();
@@ -125,6 +137,25 @@ impl Server {
             tracing::error!(%error, "a request handler failed");
             text(500, "The request handler failed; see the log.\n")
         })
+    }
+}
+
+/// The kernel ends the connection when sent bytes stay unacknowledged, or the window stays shut, for so long.
+fn bound_writes(stream: &TcpStream, timeout: Duration) {
+    let millis = libc::c_uint::try_from(timeout.as_millis()).unwrap_or(libc::c_uint::MAX);
+    let length = libc::socklen_t::try_from(size_of_val(&millis)).unwrap_or_default();
+    // SAFETY: the descriptor is open, and the option's value is the unsigned int that it points to.
+    let outcome = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            std::ptr::from_ref(&millis).cast(),
+            length,
+        )
+    };
+    if outcome != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "a connection has no write timeout");
     }
 }
 

@@ -16,6 +16,10 @@ struct Running {
 
 impl Running {
     fn start(handler: Handler, requests_max: usize) -> Self {
+        Self::run(Server::new(handler, requests_max))
+    }
+
+    fn run(server: Server) -> Self {
         let listener = bind("127.0.0.1:0", "--test").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -24,7 +28,7 @@ impl Running {
             let until = async {
                 let _ = stopped.await;
             };
-            runtime.block_on(Server::new(handler, requests_max).serve(listener, until)).unwrap();
+            runtime.block_on(server.serve(listener, until)).unwrap();
         });
         Self { address, stop: Some(stop), thread: Some(thread) }
     }
@@ -175,10 +179,27 @@ fn finishes_an_answer_that_is_under_way_when_it_stops() {
     let mut server = Running::start(handler, 1);
     let stream = server.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     has_entered.recv_timeout(Duration::from_secs(10)).unwrap();
-    let stop = std::mem::replace(&mut server.stop, Some(tokio::sync::oneshot::channel().0));
+    let stop = server.stop.replace(tokio::sync::oneshot::channel().0);
     stop.unwrap().send(()).unwrap();
     release.send(()).unwrap();
     assert!(read(stream).ends_with("done"));
+}
+
+#[test]
+fn cuts_off_a_client_that_does_not_take_its_answer() {
+    let handler: Handler = Arc::new(|_| text(200, "x".repeat(64 << 20)));
+    let server = Running::run(Server::new(handler, 1).with_write_timeout(Duration::from_millis(300)));
+    let stream = server.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    // The kernel tells a client with a shut window nothing, so the server's end is looked up.
+    let ends = [server.address, stream.local_addr().unwrap()];
+    let ends = ends.map(|end| format!("{:08X}:{:04X}", 0x0100_007f, end.port())).join(" ");
+    let start = std::time::Instant::now();
+    let is_open = || std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&ends);
+    assert!(is_open(), "{ends} at first");
+    while is_open() {
+        assert!(start.elapsed() < Duration::from_secs(30), "still connected");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -80,8 +80,10 @@ fn query(request: &Request) -> Result<Query, String> {
 
 /// Whether the client calls this server by a loopback name; HTTP/1.0 sends none.
 fn is_local(request: &Request) -> bool {
-    let Some(host) = request.headers.get("host") else { return true };
-    let Ok(host) = host.to_str() else { return false };
+    request.headers.get_all("host").iter().all(|host| host.to_str().is_ok_and(is_loopback_name))
+}
+
+fn is_loopback_name(host: &str) -> bool {
     let without_port = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),

@@ -23,7 +23,8 @@ mod tests {
 
     #[test]
     fn reads_spans_and_times() {
-        let span = SystemTime::now().duration_since(parse("5m").unwrap()).unwrap();
+        let parsed = parse("5m").unwrap();
+        let span = SystemTime::now().duration_since(parsed).unwrap();
         assert!((Duration::from_secs(300)..Duration::from_secs(310)).contains(&span));
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_255_200);
         assert_eq!(parse("2026-11-21T10:00:00Z"), Ok(time));

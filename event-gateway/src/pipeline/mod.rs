@@ -5,7 +5,7 @@
 
 use crate::enrich::Enrich;
 use crate::ring::{self, Ring};
-use crate::route::Route;
+use crate::route::{self, Route};
 use crate::sink::Sink;
 use crate::spool::Spool;
 use crate::tally::Tally;
@@ -13,6 +13,11 @@ use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// An event can be read within this time on a machine that is not overloaded.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(1);
+const _: () = assert!(ring::WAIT.as_millis() + route::LINGER.as_millis() < VISIBLE_WITHIN.as_millis() / 2);
 
 /// The running threads.
 pub struct Pipeline {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest wait for a record; also how soon a stop is noticed.
-const WAIT: Duration = Duration::from_millis(100);
+pub const WAIT: Duration = Duration::from_millis(100);
 /// How often the kernel's own counts are read.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time for what is left in the rings at the end.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Most events of one batch.
 const BATCH_MAX: usize = 1_000;
 /// How long a batch waits for more events: a crash loses at most what arrived in this time.
-const LINGER: Duration = Duration::from_millis(100);
+pub const LINGER: Duration = Duration::from_millis(100);
 /// Longest wait for an event before maintenance gets its turn.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two rounds of retention.

@@ -158,7 +158,7 @@ fn document(query: &Query, selection: &Selection) -> Value {
         .map(|(key, count)| {
             let frames: Vec<&str> = key.stack.iter().map(AsRef::as_ref).collect();
             json!({
-                "process": { "pid": key.pid, "thread": { "name": &*key.thread } },
+                "process": { "pid": key.pid, "name": &*key.process, "thread": { "name": &*key.thread } },
                 "container": key.container.as_deref().map(|id| json!({ "id": id })),
                 "frames": frames,
                 "count": count,

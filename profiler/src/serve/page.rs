@@ -195,7 +195,16 @@ mod tests {
         let stack: [Arc<str>; 1] = [hostile.into()];
         let mut window = Window::new(SystemTime::UNIX_EPOCH, 9);
         let container = Some(Arc::from(hostile));
-        window.add(Key { pid: 7, thread: hostile.into(), container, stack: Arc::from(stack.as_slice()) }, 3);
+        window.add(
+            Key {
+                pid: 7,
+                process: hostile.into(),
+                thread: hostile.into(),
+                container,
+                stack: Arc::from(stack.as_slice()),
+            },
+            3,
+        );
         let selection = Selection::gather([&window], &Scope::Host).unwrap();
         let targets = Targets::of(&selection, &HashMap::new());
         let scope = Scope::Container(hostile.into());

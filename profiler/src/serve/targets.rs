@@ -32,7 +32,7 @@ pub struct Container {
     pub samples: u64,
 }
 
-/// A process, called as its busiest thread.
+/// A process; after an exec, it is called as it was called for longer.
 #[derive(Debug, Serialize)]
 pub struct Process {
     pub pid: u32,
@@ -43,7 +43,7 @@ pub struct Process {
 }
 
 #[derive(Default)]
-struct Threads<'a> {
+struct Seen<'a> {
     names: HashMap<&'a Arc<str>, u64>,
     container: Option<&'a Arc<str>>,
     samples: u64,
@@ -53,12 +53,12 @@ impl Targets {
     /// Sums the entries of a selection.
     pub fn of(selection: &Selection, identities: &HashMap<Arc<str>, Arc<ContainerIdentity>>) -> Self {
         let mut containers: HashMap<&Arc<str>, u64> = HashMap::new();
-        let mut processes: HashMap<u32, Threads<'_>> = HashMap::new();
-        for (Key { pid, thread, container, .. }, count) in &selection.entries {
-            let threads = processes.entry(*pid).or_default();
-            *threads.names.entry(thread).or_default() += count;
-            threads.samples += count;
-            threads.container = container.as_ref();
+        let mut processes: HashMap<u32, Seen<'_>> = HashMap::new();
+        for (Key { pid, process, container, .. }, count) in &selection.entries {
+            let seen = processes.entry(*pid).or_default();
+            *seen.names.entry(process).or_default() += count;
+            seen.samples += count;
+            seen.container = container.as_ref();
             if let Some(id) = container {
                 *containers.entry(id).or_default() += count;
             }
@@ -83,17 +83,15 @@ impl Targets {
         containers.sort_by(|one, other| other.samples.cmp(&one.samples).then_with(|| one.id.cmp(&other.id)));
         let mut processes: Vec<_> = processes
             .into_iter()
-            .filter_map(|(pid, threads)| {
-                let busiest = threads
-                    .names
-                    .into_iter()
-                    .max_by(|one, other| one.1.cmp(&other.1).then(other.0.cmp(one.0)));
-                let name = busiest?.0.to_string();
+            .filter_map(|(pid, seen)| {
+                let longest =
+                    seen.names.into_iter().max_by(|one, other| one.1.cmp(&other.1).then(other.0.cmp(one.0)));
+                let name = longest?.0.to_string();
                 Some(Process {
                     pid,
                     name,
-                    container: threads.container.map(ToString::to_string),
-                    samples: threads.samples,
+                    container: seen.container.map(ToString::to_string),
+                    samples: seen.samples,
                 })
             })
             .collect();
@@ -117,9 +115,14 @@ mod tests {
         let mut window = Window::new(SystemTime::UNIX_EPOCH, 5000);
         for pid in 1..=1500u32 {
             let stack: [Arc<str>; 1] = ["main".into()];
-            for (thread, count) in [("main", 1), ("worker", u64::from(pid))] {
-                let key =
-                    Key { pid, thread: thread.into(), container: None, stack: Arc::from(stack.as_slice()) };
+            for (process, count) in [("before", 1), ("after", u64::from(pid))] {
+                let key = Key {
+                    pid,
+                    process: process.into(),
+                    thread: "t".into(),
+                    container: None,
+                    stack: Arc::from(stack.as_slice()),
+                };
                 window.add(key, count);
             }
         }
@@ -127,6 +130,6 @@ mod tests {
         let targets = Targets::of(&selection, &HashMap::new());
         assert_eq!((targets.processes.len(), targets.processes_left_out), (MAX_LISTED, 500));
         let first = &targets.processes[0];
-        assert_eq!((first.pid, first.name.as_str(), first.samples), (1500, "worker", 1501));
+        assert_eq!((first.pid, first.name.as_str(), first.samples), (1500, "after", 1501));
     }
 }

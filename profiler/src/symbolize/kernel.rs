@@ -1,6 +1,6 @@
 //! Which kernel function is at this address? `/proc/kallsyms`, which has modules and BPF programs too.
 
-use super::{Resolved, Unknown};
+use super::{Nameless, Resolved, Unknown};
 use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Kernel as KernelSource, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 const MAX_ADDRESSES: usize = 32_768;
 /// How often a module may have come or gone without being noticed.
 const MODULES_PERIOD: Duration = Duration::from_secs(30);
+
+const NO_NAME: Nameless = Nameless { why: Unknown::Kernel, file: None };
 
 /// Names of kernel addresses. They stay here: an address never leaves the process.
 pub struct Kernel {
@@ -70,21 +72,21 @@ impl Kernel {
                 for (address, symbol) in missing.into_iter().zip(symbols) {
                     let resolved = match symbol {
                         Symbolized::Sym(symbol) => Ok([name(&symbol.name)].into()),
-                        Symbolized::Unknown(_) => Err(Unknown::Kernel),
+                        Symbolized::Unknown(_) => Err(NO_NAME),
                     };
                     self.names.insert(address, resolved);
                 }
             }
             Err(error) => {
                 tracing::debug!(%error, "no kernel names");
-                self.names.extend(missing.into_iter().map(|address| (address, Err(Unknown::Kernel))));
+                self.names.extend(missing.into_iter().map(|address| (address, Err(NO_NAME))));
             }
         }
     }
 
     /// The name of an address that was resolved.
     pub fn name(&self, address: u64) -> &Resolved {
-        self.names.get(&address).unwrap_or(&Err(Unknown::Kernel))
+        self.names.get(&address).unwrap_or(&Err(NO_NAME))
     }
 }
 

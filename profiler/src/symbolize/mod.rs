@@ -1,6 +1,7 @@
 //! What are the functions of these samples called? One batch a drain, off the sampling path, cached by process.
 //!
-//! An address without a name becomes the frame `[unknown]`, and the reason is counted.
+//! An address without a name becomes the frame `[unknown]`, or `[FILE]` where the file is known, and the reason is
+//! counted.
 
 pub mod demangle;
 pub mod kernel;
@@ -52,8 +53,22 @@ impl Unknown {
     }
 }
 
+/// An address without a name: why, and what stands for it where more is known than nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nameless {
+    pub why: Unknown,
+    /// `[libc.so.6]`: the file that has no symbol there.
+    pub file: Option<Arc<str>>,
+}
+
+impl From<Unknown> for Nameless {
+    fn from(why: Unknown) -> Self {
+        Self { why, file: None }
+    }
+}
+
 /// The frames at one address, outermost first, or why there are none.
-pub type Resolved = Result<Box<[Arc<str>]>, Unknown>;
+pub type Resolved = Result<Box<[Arc<str>]>, Nameless>;
 
 /// Names for samples.
 pub struct Symbols {
@@ -92,7 +107,7 @@ impl Symbols {
         self.native.resolve(wanted, now, &mut |name| names.intern(cut(name)));
     }
 
-    /// The frames of a resolved sample from root to leaf. Neighbours without a name are one frame.
+    /// The frames of a resolved sample from root to leaf. Neighbours without a name in one file are one frame.
     pub fn frames(&mut self, sample: &Sample, frames: &mut Vec<Arc<str>>) {
         frames.clear();
         let user = instructions(&sample.user).map(|address| self.native.name(sample.pid, address));
@@ -101,15 +116,21 @@ impl Symbols {
         for resolved in kernel.chain(user) {
             match resolved {
                 Ok(names) => frames.extend(names.iter().rev().cloned()),
-                Err(reason) => {
-                    *self.unsymbolized.entry(reason.label()).or_default() += sample.count;
-                    if frames.last().is_none_or(|last| !Arc::ptr_eq(last, &self.unknown)) {
-                        frames.push(self.unknown.clone());
+                Err(Nameless { why, file }) => {
+                    *self.unsymbolized.entry(why.label()).or_default() += sample.count;
+                    let frame = file.as_ref().unwrap_or(&self.unknown);
+                    if frames.last().is_none_or(|last| !Arc::ptr_eq(last, frame)) {
+                        frames.push(frame.clone());
                     }
                 }
             }
         }
         frames.reverse();
+    }
+
+    /// What the process of a resolved sample is called; `None` when it was gone before that was asked.
+    pub fn process_name(&self, pid: u32) -> Option<Arc<str>> {
+        self.native.process_name(pid).cloned()
     }
 
     /// The shared copy of a name.

@@ -4,8 +4,8 @@
 //! runs. The names of a process are kept until it ends or starts another program.
 
 use super::demangle::demangle;
-use super::{Resolved, Unknown};
-use crate::sample::process::{Identity, Processes};
+use super::{Nameless, Resolved, Unknown};
+use crate::sample::process::{Files, Identity, Processes};
 use blazesym::Pid;
 use blazesym::symbolize::source::{Process as ProcessSource, Source};
 use blazesym::symbolize::{Input, Reason, Sym, Symbolized, Symbolizer, cache, evict};
@@ -25,11 +25,16 @@ const READER_PROCESSES: usize = 1024;
 const READER_FILES: usize = 400;
 const READER_AGE: Duration = Duration::from_secs(600);
 
+const GONE: Nameless = Nameless { why: Unknown::ProcessGone, file: None };
+
 struct Process {
     identity: Identity,
+    name: Arc<str>,
     names: HashMap<u64, Resolved>,
     since: Instant,
     used: Instant,
+    /// Read it again: some of its addresses were left out.
+    is_stale: bool,
 }
 
 /// Names of user-space addresses.
@@ -64,31 +69,20 @@ impl Native {
         self.bound_addresses(now);
         let mut processes_read = 0;
         for (pid, addresses) in wanted {
-            let identity = self.source.identity(pid);
-            let process = match (self.processes.remove(&pid), identity) {
-                (Some(known), Some(identity))
-                    if known.identity == identity && now - known.since < MAX_AGE =>
-                {
-                    Some(known)
-                }
-                (_, Some(identity)) => {
-                    Some(Process { identity, names: HashMap::new(), since: now, used: now })
-                }
-                // What was named while it lived is right for its last samples too.
-                (known, None) => known,
-            };
+            let (process, is_running) = self.recall(pid, now, name);
             let Some(mut process) = process else { continue };
-            process.used = now;
             let mut missing: Vec<u64> =
                 addresses.into_iter().filter(|address| !process.names.contains_key(address)).collect();
             missing.sort_unstable();
             missing.dedup();
-            if !missing.is_empty() && identity.is_some() {
+            if is_running && !missing.is_empty() {
                 processes_read += 1;
-                if processes_read > MAX_PROCESSES {
-                    process.names.extend(missing.into_iter().map(|address| (address, Err(Unknown::Budget))));
-                } else {
+                if processes_read <= MAX_PROCESSES {
                     self.read(pid, &missing, &mut process.names, name);
+                } else {
+                    let unnamed = missing.into_iter().map(|address| (address, Err(Unknown::Budget.into())));
+                    process.names.extend(unnamed);
+                    process.is_stale = true;
                 }
             }
             self.processes.insert(pid, process);
@@ -96,10 +90,38 @@ impl Native {
         self.count_addresses();
     }
 
+    /// Takes what is known of a process, if it is still the same, and says whether it runs.
+    fn recall(
+        &mut self,
+        pid: u32,
+        now: Instant,
+        name: &mut dyn FnMut(&str) -> Arc<str>,
+    ) -> (Option<Process>, bool) {
+        let known = self.processes.remove(&pid);
+        // What was named while it lived is right for its last samples too.
+        let Some(running) = self.source.process(pid) else { return (known, false) };
+        let identity = running.identity;
+        let process = known
+            .filter(|known| known.identity == identity && !known.is_stale && now - known.since < MAX_AGE)
+            .map_or_else(
+                || {
+                    let (names, is_stale) = (HashMap::new(), false);
+                    Process { identity, name: name(&running.name), names, since: now, used: now, is_stale }
+                },
+                |known| Process { used: now, ..known },
+            );
+        (Some(process), true)
+    }
+
     /// The name of an address that was asked for.
     pub fn name(&self, pid: u32, address: u64) -> &Resolved {
         let process = self.processes.get(&pid);
-        process.and_then(|process| process.names.get(&address)).unwrap_or(&Err(Unknown::ProcessGone))
+        process.and_then(|process| process.names.get(&address)).unwrap_or(&Err(GONE))
+    }
+
+    /// What a process that was asked for is called.
+    pub fn process_name(&self, pid: u32) -> Option<&Arc<str>> {
+        self.processes.get(&pid).map(|process| &process.name)
     }
 
     /// Addresses whose names are kept.
@@ -116,17 +138,24 @@ impl Native {
     ) {
         self.reader_processes += 1;
         let mut source = ProcessSource::new(Pid::from(pid));
+        let files = self.source.files(pid);
+        if files == Files::Unreachable {
+            names.extend(missing.iter().map(|address| (*address, Err(Unknown::Unreadable.into()))));
+            return self.name_files(pid, missing, names, name);
+        }
+        source.map_files = files != Files::ByPath;
         // A perf map lies where the program may put a pipe that never ends, and so may what a debug link names.
         source.perf_map = false;
-        source.debug_syms = self.source.is_in_host_mounts(pid);
+        source.debug_syms = files != Files::Mapped { is_host: false };
         let mut maps = cache::Process::new(Pid::from(pid));
         maps.cache_perf_map = false;
         if let Err(error) = self.reader.cache(&cache::Cache::Process(maps)) {
             tracing::debug!(pid, %error, "no memory map");
-            names.extend(missing.iter().map(|address| (*address, Err(Unknown::ProcessGone))));
+            names.extend(missing.iter().map(|address| (*address, Err(Unknown::ProcessGone.into()))));
             return;
         }
         self.read_part(&Source::Process(source), missing, names, name);
+        self.name_files(pid, missing, names, name);
         let maps = evict::Process::new(Pid::from(pid));
         if let Err(error) = self.reader.evict(&evict::Evict::Process(maps)) {
             tracing::debug!(pid, %error, "the memory map stays cached");
@@ -146,19 +175,38 @@ impl Native {
                 for (address, symbol) in missing.iter().zip(symbols) {
                     let resolved = match symbol {
                         Symbolized::Sym(symbol) => Ok(frames(&symbol, name)),
-                        Symbolized::Unknown(reason) => Err(unknown(reason)),
+                        Symbolized::Unknown(reason) => Err(unknown(reason).into()),
                     };
                     names.insert(*address, resolved);
                 }
             }
             Err(error) if missing.len() == 1 => {
                 tracing::debug!(%error, "no symbol");
-                names.insert(missing[0], Err(Unknown::Unreadable));
+                names.insert(missing[0], Err(Unknown::Unreadable.into()));
             }
             Err(_) => {
                 let (low, high) = missing.split_at(missing.len() / 2);
                 self.read_part(source, low, names, name);
                 self.read_part(source, high, names, name);
+            }
+        }
+    }
+
+    /// Where a file has no symbol, its own name says more than nothing.
+    fn name_files(
+        &self,
+        pid: u32,
+        missing: &[u64],
+        names: &mut HashMap<u64, Resolved>,
+        name: &mut dyn FnMut(&str) -> Arc<str>,
+    ) {
+        let mut files = None;
+        for address in missing {
+            if let Some(Err(nameless)) = names.get_mut(address)
+                && matches!(nameless.why, Unknown::NoSymbol | Unknown::Unreadable)
+            {
+                let files = files.get_or_insert_with(|| self.source.code_files(pid));
+                nameless.file = files.name(*address).map(|file| name(&format!("[{file}]")));
             }
         }
     }
@@ -229,7 +277,7 @@ mod tests {
         native.resolve(vec![(pid, vec![address, 16])], now, &mut |name| Arc::from(name));
         let frames = native.name(pid, address).as_ref().unwrap();
         assert!(frames[0].contains("a_function_of_this_test"), "{frames:?}");
-        assert_eq!(native.name(pid, 16), &Err(Unknown::Unmapped));
+        assert_eq!(native.name(pid, 16), &Err(Unknown::Unmapped.into()));
         let mut asked = 0;
         native.resolve(vec![(pid, vec![address])], now, &mut |name| {
             asked += 1;
@@ -244,6 +292,6 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         native.resolve(vec![(child.id(), vec![4096])], Instant::now(), &mut |name| Arc::from(name));
-        assert_eq!(native.name(child.id(), 4096), &Err(Unknown::ProcessGone));
+        assert_eq!(native.name(child.id(), 4096), &Err(GONE));
     }
 }

@@ -1,0 +1,223 @@
+//! What kpulse-event-gateway tells: real facts of this kernel, from the ring to the reader.
+
+use crate::gateway::{Gateway, SmallDisk};
+use kpulse_tests::process::{Service, run};
+use kpulse_tests::{http, is_root, skip, until};
+use serde_json::Value;
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const SCHEMA: &str = include_str!("../../event-gateway/schema/event.schema.json");
+
+/// A gateway that is ready, with its two addresses.
+struct Running {
+    service: Service,
+    web: String,
+    api: String,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let service = Service::start(command);
+        let (web, api) =
+            (service.logged("message=listening", "web"), service.logged("message=listening", "api"));
+        service.line("message=ready");
+        Self { service, web, api }
+    }
+
+    fn metrics(&self) -> String {
+        http::get(&self.web, "/metrics", "").body
+    }
+
+    /// The events of drops at this port.
+    fn drops(&self, port: u16) -> Vec<Value> {
+        let body = http::get(&self.api, "/api/v1/events?since=1m&kind=packet_drop&limit=1000", "").body;
+        let events: Vec<Value> = serde_json::from_str(&body).unwrap();
+        events.into_iter().filter(|event| is_drop_at(event, port)).collect()
+    }
+
+    /// Whether drops can be told here; else the reason is printed.
+    fn tells_drops(&self, test: &str) -> bool {
+        let probes: Vec<Value> = serde_json::from_str(&http::get(&self.web, "/probes", "").body).unwrap();
+        let probe = probes.iter().find(|probe| probe["name"] == "packet_drop").unwrap();
+        if probe["state"] != "active" {
+            skip(test, &format!("the probe packet_drop is not active: {}", probe["why"]));
+        }
+        probe["state"] == "active"
+    }
+}
+
+fn is_drop_at(event: &Value, port: u16) -> bool {
+    event["kpulse"]["packet_drop"]["destination"]["port"] == port
+}
+
+/// The sum of a family's series of one probe.
+fn sum(metrics: &str, family: &str, probe: &str) -> u64 {
+    let start = format!("{family}{{probe=\"{probe}\"");
+    let values =
+        metrics.lines().filter(|line| line.starts_with(&start)).filter_map(|line| line.rsplit(' ').next());
+    values.map(|value| value.parse::<u64>().unwrap()).sum()
+}
+
+/// Sends datagrams to a port that nobody listens at, which the kernel drops, and gives back the port.
+fn drop_datagrams(count: usize) -> u16 {
+    // Bound and released: nobody else has it, and the number is not one that others use.
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for _ in 0..count {
+        // A new socket each time: the second send of one reports the refusal of the first.
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"kpulse", ("127.0.0.1", port)).unwrap();
+    }
+    port
+}
+
+/// The port and the events of three drops. A machine that is busy with other tests may be slow, but not every time.
+fn told_within_two_seconds(running: &Running) -> (u16, Vec<Value>) {
+    let mut delays = Vec::new();
+    while delays.len() < 5 {
+        let port = drop_datagrams(3);
+        let sent = Instant::now();
+        let events =
+            until("event of each drop", || Some(running.drops(port)).filter(|events| events.len() >= 3));
+        delays.push(sent.elapsed());
+        if sent.elapsed() < Duration::from_secs(2) {
+            return (port, events);
+        }
+    }
+    panic!("the events took {delays:?}");
+}
+
+#[test]
+fn a_dropped_datagram_is_told_with_reason_and_addresses_and_obeys_the_schema() {
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    if !running.tells_drops("a_dropped_datagram") {
+        return;
+    }
+    let (port, events) = told_within_two_seconds(&running);
+    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
+    for event in &events {
+        let errors: Vec<_> = validator.iter_errors(event).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?} in {event}");
+        let drop = &event["kpulse"]["packet_drop"];
+        assert_eq!(drop["destination"]["ip"], "127.0.0.1", "{event}");
+        assert_eq!(drop["source"]["ip"], "127.0.0.1", "{event}");
+        assert_eq!(drop["protocol"], "udp", "{event}");
+        assert!(drop["reason"].is_string() || drop["location"].is_string(), "{event}");
+    }
+    // What the kernel counted is stored or lost with a reason, once the machine is quiet for a moment.
+    until("equal sums", || {
+        let metrics = running.metrics();
+        let probe = |family| sum(&metrics, family, "packet_drop");
+        let accounted = probe("kpulse_events_stored_total") + probe("kpulse_records_lost_total");
+        (probe("kpulse_events_produced_total") == accounted && accounted >= 3).then_some(())
+    });
+    assert!(http::get(&running.api, "/", "").body.contains("packet_drop"));
+    assert_eq!(http::get(&running.api, "/", "Host: evil.example\r\n").status, 403);
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+    the_store_answers_after_the_end(&gateway, port);
+}
+
+fn the_store_answers_after_the_end(gateway: &Gateway, port: u16) {
+    let files: Vec<_> =
+        std::fs::read_dir(gateway.state.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(files, ["events.db"], "SQLite's side files are left behind");
+    let json = run(gateway.command("events").args(["-o", "json", "--kind", "packet_drop"]));
+    assert_eq!(json.code, Some(0), "{}", json.stderr);
+    let events: Vec<Value> = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(events.iter().filter(|event| is_drop_at(event, port)).count(), 3);
+    let table = run(&mut gateway.command("events"));
+    let rows = table.stdout.lines().filter(|line| line.contains(&format!("destination.port={port}"))).count();
+    assert_eq!(rows, 3, "{}", table.stdout);
+    let none = run(gateway.command("events").args(["-o", "json", "--kind", "no_such_kind"]));
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), "[]\n"));
+}
+
+/// Drops datagrams until the store has no room for them, and gives back the last port. Slowly: the rate limit is shared
+/// with the tests that run beside.
+fn drop_until_the_sink_fails(running: &Running) -> u16 {
+    let (mut port, mut dropped_at) = (drop_datagrams(1), Instant::now());
+    until("full disk", || {
+        if dropped_at.elapsed() > Duration::from_millis(50) {
+            (port, dropped_at) = (drop_datagrams(1), Instant::now());
+        }
+        running.metrics().contains("kpulse_sink_up{sink=\"local\"} 0\n").then_some(port)
+    })
+}
+
+#[test]
+fn a_disk_that_fills_up_costs_no_event_once_there_is_room_again() {
+    let Some(disk) = SmallDisk::new() else {
+        return skip("a_disk_that_fills_up", "a file system cannot be mounted here (needs root)");
+    };
+    let gateway = Gateway::new();
+    let mut running = Running::start(gateway.command("run").env("KPULSE_STATE_DIR", disk.path()));
+    if !running.tells_drops("a_disk_that_fills_up") {
+        return;
+    }
+    let filler = disk.fill();
+    // The journal may have some room left: drop until nothing fits any more.
+    let last = drop_until_the_sink_fails(&running);
+    running.service.line("events wait in memory");
+    assert_eq!(http::get(&running.web, "/-/ready", "").status, 503);
+    assert_eq!(http::get(&running.web, "/-/healthy", "").status, 200);
+    std::fs::remove_file(filler).unwrap();
+    until("recovery", || running.metrics().contains("kpulse_sink_up{sink=\"local\"} 1\n").then_some(()));
+    until("event of the full disk", || Some(running.drops(last)).filter(|events| !events.is_empty()));
+    let metrics = running.metrics();
+    for reason in ["queue_full", "sink_refused", "shutdown"] {
+        assert!(!metrics.contains(&format!("reason=\"{reason}\"")), "{metrics}");
+    }
+    let errors = running.service.stderr().lines().filter(|line| line.contains("level=error")).count();
+    assert_eq!(errors, 1, "a lasting error is logged once a minute: {}", running.service.stderr());
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+#[test]
+fn a_full_disk_does_not_hold_up_the_end() {
+    let Some(disk) = SmallDisk::new() else {
+        return skip(
+            "a_full_disk_does_not_hold_up_the_end",
+            "a file system cannot be mounted here (needs root)",
+        );
+    };
+    let gateway = Gateway::new();
+    let mut running = Running::start(gateway.command("run").env("KPULSE_STATE_DIR", disk.path()));
+    if !running.tells_drops("a_full_disk_does_not_hold_up_the_end") {
+        return;
+    }
+    disk.fill();
+    drop_until_the_sink_fails(&running);
+    let stopped = Instant::now();
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+    assert!(stopped.elapsed() < Duration::from_secs(15), "the end took {:?}", stopped.elapsed());
+    assert!(running.service.stderr().contains("events are lost"), "{}", running.service.stderr());
+}
+
+#[test]
+fn as_nobody_it_runs_without_probes_and_says_why() {
+    use std::os::unix::process::CommandExt;
+    if !is_root() {
+        return skip("as_nobody_it_runs_without_probes", "only root can become nobody");
+    }
+    let gateway = Gateway::for_nobody();
+    let state = gateway.state.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::os::unix::fs::chown(&state, Some(65534), Some(65534)).unwrap();
+    let as_nobody = |subcommand| {
+        let mut command = gateway.command(subcommand);
+        command.env("KPULSE_STATE_DIR", &state).uid(65534).gid(65534).current_dir("/");
+        command
+    };
+    let mut running = Running::start(&mut as_nobody("run"));
+    let probes: Vec<Value> = serde_json::from_str(&http::get(&running.web, "/probes", "").body).unwrap();
+    assert!(!probes.is_empty() && probes.iter().all(|probe| probe["why"].is_string()), "{probes:?}");
+    let metrics = running.metrics();
+    assert!(metrics.contains("kpulse_probe_up{probe=\"packet_drop\"} 0\n"), "{metrics}");
+    assert!(!metrics.contains("kpulse_events_produced_total{"), "absent, not zero: {metrics}");
+    assert_eq!(http::get(&running.api, "/api/v1/events", "").body, "[]\n");
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+    let check = run(&mut as_nobody("check"));
+    assert_eq!(check.code, Some(1), "{}", check.stdout);
+    assert!(check.stdout.contains("packet_drop") && check.stderr.contains("not active"), "{}", check.stderr);
+}
