@@ -122,7 +122,7 @@ runqueue_p99() {
 # How many events the gateway has stored since it started.
 stored_events() { get "$gateway/metrics" | awk '/^kpulse_events_stored_total[{ ]/ { sum += $NF } END { printf "%.0f\n", sum }'; }
 
-# The function in which most samples of the last seconds were taken, and its share.
+# The function with a name in which most samples of the last seconds were taken, and its share of all samples.
 hottest_function() {
 	get "$profiles/api/v1/profile?scope=host&seconds=10&format=folded" | awk '
 		{
@@ -133,8 +133,8 @@ hottest_function() {
 			total += count
 		}
 		END {
-			for (name in samples) if (samples[name] > samples[hottest]) hottest = name
-			if (total > 0) printf "%s (%.0f %%)\n", substr(hottest, 1, 60), 100 * samples[hottest] / total
+			for (name in samples) if (name != "[unknown]" && samples[name] > samples[hottest]) hottest = name
+			if (samples[hottest] > 0) printf "%s (%.0f %%)\n", substr(hottest, 1, 60), 100 * samples[hottest] / total
 			else print "-"
 		}' | tr -cd '[:print:]\n'
 }

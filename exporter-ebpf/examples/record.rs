@@ -37,7 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         events.wait(Duration::from_secs(1))?;
     };
-    let found = walk(Path::new("exporter-ebpf/src/probes"), &name).ok_or("run this at the top of the repository")?;
+    let found =
+        walk(Path::new("exporter-ebpf/src/probes"), &name).ok_or("run this at the top of the repository")?;
     let folder = found.join("fixtures");
     fs::create_dir_all(&folder)?;
     let mut hex = String::new();

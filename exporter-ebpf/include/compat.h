@@ -3,8 +3,16 @@
 #ifndef KPULSE_COMPAT_H
 #define KPULSE_COMPAT_H
 
-/* `state` became `__state` in 5.14 (2f064a59a1). */
+/* `state` became `__state` in 5.14 (2f064a59a1). For a task that the verifier trusts. */
 static __always_inline __u32 task_state(struct task_struct *task)
+{
+	if (bpf_core_field_exists(task->__state))
+		return task->__state;
+	return ((struct task_struct___state *)task)->state;
+}
+
+/* The same for a task that was read from memory. */
+static __always_inline __u32 read_task_state(struct task_struct *task)
 {
 	if (bpf_core_field_exists(task->__state))
 		return BPF_CORE_READ(task, __state);

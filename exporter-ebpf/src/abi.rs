@@ -5,6 +5,8 @@
     non_camel_case_types,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    clippy::undocumented_unsafe_blocks,
     reason = "generated from C headers"
 )]
 

@@ -48,8 +48,7 @@ pub(crate) fn program_error(error: &ProgramError) -> String {
             let log = verifier_log.to_string();
             let is_statistic =
                 |line: &&str| line.starts_with("processed ") || line.starts_with("verification time");
-            let last =
-                log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_statistic(line)).next_back();
+            let last = log.lines().map(str::trim).rfind(|line| !line.is_empty() && !is_statistic(line));
             let verdict = last.map(|line| format!(" (verifier: {line})")).unwrap_or_default();
             format!("{io_error}{verdict}{}", hint(io_error))
         }

@@ -25,6 +25,9 @@ pub enum Want {
 /// Values of `const volatile` variables of an object, by name.
 pub type Globals = Vec<(&'static str, u64)>;
 
+/// Opens the maps that a collector reads.
+pub type MakeCollector = fn(&Maps, &Kernel<'_>) -> Result<Box<dyn Collector>, ProbeError>;
+
 /// One kernel probe.
 pub struct Probe {
     /// Name of its folder, of its configuration key, and of the `probe` label.
@@ -48,7 +51,7 @@ pub struct Probe {
     /// The events that its ring carries.
     pub events: &'static [EventDef],
     /// Makes the reader of the probe's maps.
-    pub collector: Option<fn(&Maps, &Kernel<'_>) -> Result<Box<dyn Collector>, ProbeError>>,
+    pub collector: Option<MakeCollector>,
     /// Whether it takes CPU samples.
     pub samples: bool,
 }

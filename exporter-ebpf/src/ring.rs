@@ -196,6 +196,13 @@ impl EventStream {
     }
 }
 
+/// Whether a frame on top of a stack is our program and what called it, not the kernel's story.
+fn is_own_frame(function: &str) -> bool {
+    const PREFIXES: [&str; 5] =
+        ["bpf_prog_", "bpf_trace_run", "bpf_get_stack", "__bpf_trace_", "__traceiter_"];
+    PREFIXES.iter().any(|prefix| function.starts_with(prefix))
+}
+
 impl Ring {
     fn counted(&self) -> ring_counts {
         self.counts.get(&0).ok().flatten().unwrap_or_default()
@@ -210,6 +217,8 @@ impl Ring {
             body[field] = name.into();
         }
         kernel_stack.truncate(header.stack.len());
+        let own = kernel_stack.iter().take_while(|function| is_own_frame(function)).count();
+        kernel_stack.drain(..own);
         Fact {
             probe: self.probe,
             kind: self.event.kind,

@@ -1,5 +1,6 @@
 //! The slot rule of `include/histogram.h` against the bounds that Rust reports.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 use kpulse_common::metric::{HISTOGRAM_SLOTS, histogram_bound};
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -24,7 +25,8 @@ fn slots(values: &[u64]) -> Vec<usize> {
     let (source, program) = (folder.path().join("slots.c"), folder.path().join("slots"));
     std::fs::write(&source, PROGRAM).unwrap();
     let include = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
-    let status = Command::new("cc").args(["-O1", "-I", include, "-o"]).arg(&program).arg(&source).status().unwrap();
+    let status =
+        Command::new("cc").args(["-O1", "-I", include, "-o"]).arg(&program).arg(&source).status().unwrap();
     assert!(status.success());
     let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let text: String = values.iter().map(|value| format!("{value}\n")).collect();

@@ -133,6 +133,26 @@ fn the_store_answers_after_the_end(gateway: &Gateway, port: u16) {
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), "[]\n"));
 }
 
+#[test]
+fn a_killed_gateway_has_lost_nothing_that_could_be_read() {
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    if !running.tells_drops("a_killed_gateway") {
+        return;
+    }
+    let port = drop_datagrams(3);
+    until("event of each drop", || Some(running.drops(port)).filter(|events| events.len() >= 3));
+    running.service.signal(libc::SIGKILL);
+    running.service.wait();
+    let json = run(gateway.command("events").args(["-o", "json", "--kind", "packet_drop"]));
+    assert_eq!(json.code, Some(0), "{}", json.stderr);
+    let events: Vec<Value> = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(events.iter().filter(|event| is_drop_at(event, port)).count(), 3);
+    let mut again = Running::start(&mut gateway.command("run"));
+    assert_eq!(again.drops(port).len(), 3);
+    assert_eq!(again.service.stop(), Some(0), "{}", again.service.stderr());
+}
+
 /// Drops datagrams until the store has no room for them, and gives back the last port. Slowly: the rate limit is shared
 /// with the tests that run beside.
 fn drop_until_the_sink_fails(running: &Running) -> u16 {

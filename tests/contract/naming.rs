@@ -21,7 +21,11 @@ fn metrics_are_named_as_prometheus_wants() {
         assert!(name.starts_with("kpulse_"), "{name}");
         assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
         assert!(metric.kind != MetricKind::Histogram || name.ends_with("_seconds"), "{name}");
-        assert!(name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_'), "{name}");
+        assert!(
+            name.chars()
+                .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_'),
+            "{name}"
+        );
     }
 }
 
@@ -29,7 +33,11 @@ fn metrics_are_named_as_prometheus_wants() {
 fn help_is_one_sentence() {
     for metric in metrics() {
         let help = metric.help;
-        assert!(help.starts_with(char::is_uppercase) && help.ends_with('.') && !help.contains(". "), "{}: {help}", metric.name);
+        assert!(
+            help.starts_with(char::is_uppercase) && help.ends_with('.') && !help.contains(". "),
+            "{}: {help}",
+            metric.name
+        );
     }
     for event in probes::ALL.iter().flat_map(|probe| probe.events) {
         assert!(event.help.ends_with('.') && !event.help.contains(". "), "{}: {}", event.kind, event.help);
@@ -40,7 +48,11 @@ fn help_is_one_sentence() {
 fn labels_are_bounded() {
     for metric in metrics() {
         for label in metric.labels {
-            assert!(!matches!(label, Label::Named(name) if UNBOUNDED.contains(name)), "{}: {label:?}", metric.name);
+            assert!(
+                !matches!(label, Label::Named(name) if UNBOUNDED.contains(name)),
+                "{}: {label:?}",
+                metric.name
+            );
         }
     }
 }
@@ -59,9 +71,15 @@ fn no_metric_and_no_event_is_declared_twice() {
 #[test]
 fn the_kernel_keeps_every_map_name_whole() {
     let mut checked = 0;
-    for source in files(&root().join("exporter-ebpf"), ".bpf.c").iter().chain(&files(&root().join("exporter-ebpf/include"), ".h")) {
+    for source in files(&root().join("exporter-ebpf"), ".bpf.c")
+        .iter()
+        .chain(&files(&root().join("exporter-ebpf/include"), ".h"))
+    {
         for line in read(source).lines() {
-            let Some(name) = line.strip_suffix(" SEC(\".maps\");").and_then(|line| line.strip_prefix("} ")) else { continue };
+            let Some(name) = line.strip_suffix(" SEC(\".maps\");").and_then(|line| line.strip_prefix("} "))
+            else {
+                continue;
+            };
             assert!(name.len() <= MAP_NAME_MAX, "{}: {name}", source.display());
             checked += 1;
         }

@@ -15,7 +15,14 @@ fn sources() -> Vec<PathBuf> {
 fn the_registry_lists_every_folder() {
     let folders: BTreeSet<String> = sources()
         .iter()
-        .map(|source| source.parent().and_then(|folder| folder.file_name()).expect("a folder").to_string_lossy().into_owned())
+        .map(|source| {
+            source
+                .parent()
+                .and_then(|folder| folder.file_name())
+                .expect("a folder")
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect();
     assert_eq!(folders, ALL.iter().map(|probe| probe.name.to_owned()).collect());
 }
@@ -46,7 +53,9 @@ fn a_readme_answers_the_same_six_things() {
         assert_eq!(headings, HEADINGS, "{}", path.display());
         let probe = ALL.iter().find(|probe| path.parent().is_some_and(|folder| folder.ends_with(probe.name)));
         let probe = probe.expect("the registry lists it");
-        for name in probe.metrics.iter().map(|metric| metric.name).chain(probe.events.iter().map(|event| event.kind)) {
+        for name in
+            probe.metrics.iter().map(|metric| metric.name).chain(probe.events.iter().map(|event| event.kind))
+        {
             assert!(text.contains(name), "{} does not tell of {name}", path.display());
         }
     }
@@ -65,7 +74,11 @@ fn an_abi_header_is_plain() {
         let asserted = text.lines().filter(|line| line.starts_with("_Static_assert(sizeof(struct ")).count();
         assert_eq!(structs, asserted, "{}: every size is asserted", path.display());
         for word in [" bool ", " int ", " long ", "enum "] {
-            assert!(!text.lines().any(|line| line.starts_with('\t') && line.contains(word)), "{}: {word}", path.display());
+            assert!(
+                !text.lines().any(|line| line.starts_with('\t') && line.contains(word)),
+                "{}: {word}",
+                path.display()
+            );
         }
     }
 }
@@ -76,8 +89,15 @@ fn a_record_begins_with_the_header() {
         let name = source.file_name().expect("a name").to_string_lossy().replace(".bpf.c", ".h");
         let text = read(&source.with_file_name(name));
         let lines: Vec<&str> = text.lines().collect();
-        for pair in lines.windows(2).filter(|pair| pair[0].starts_with("struct ") && pair[0].ends_with("_record {")) {
-            assert!(pair[1].trim_start().starts_with("struct record_header header;"), "{}: {}", source.display(), pair[1]);
+        for pair in
+            lines.windows(2).filter(|pair| pair[0].starts_with("struct ") && pair[0].ends_with("_record {"))
+        {
+            assert!(
+                pair[1].trim_start().starts_with("struct record_header header;"),
+                "{}: {}",
+                source.display(),
+                pair[1]
+            );
         }
     }
 }

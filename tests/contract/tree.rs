@@ -54,9 +54,18 @@ fn every_unsafe_block_says_why_it_is_safe() {
         for path in files(&root().join(folder), ".rs") {
             let text = read(&path);
             let lines: Vec<&str> = text.lines().collect();
-            for (index, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {") || line.contains("unsafe impl")) {
+            for (index, _) in lines
+                .iter()
+                .enumerate()
+                .filter(|(_, line)| line.contains("unsafe {") || line.contains("unsafe impl"))
+            {
                 let above = &lines[index.saturating_sub(6)..index];
-                assert!(above.iter().any(|line| line.contains("// SAFETY:")), "{}:{}", path.display(), index + 1);
+                assert!(
+                    above.iter().any(|line| line.contains("// SAFETY:")),
+                    "{}:{}",
+                    path.display(),
+                    index + 1
+                );
             }
         }
     }

@@ -122,7 +122,7 @@ fn a_slow_request_is_an_event_of_the_task_that_queued_it() {
         assert!(fact.body["q2c_ns"].as_u64() >= fact.body["d2c_ns"].as_u64(), "{fact:?}");
         assert_eq!(fact.value_ns, fact.body["d2c_ns"].as_u64());
     }
-    assert_sum_closes(&mut events, facts.len());
+    assert_sum_closes(set, &mut events, facts.len());
 }
 
 #[test]

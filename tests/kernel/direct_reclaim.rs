@@ -129,5 +129,5 @@ fn a_long_reclaim_is_an_event_of_the_task_that_allocated() {
         );
     }
     assert!(ours.iter().any(|fact| fact.body["reclaimed_pages"].as_u64() > Some(0)));
-    assert_sum_closes(&mut events, facts.len());
+    assert_sum_closes(set, &mut events, facts.len());
 }

@@ -51,6 +51,22 @@ fn a_probe_that_cannot_attach_stops_no_other() {
 }
 
 #[test]
+fn programs_for_cgroup_v1_load_on_a_v2_host_too() {
+    needs_root!();
+    let procfs = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(procfs.path().join("self")).expect("a folder");
+    let controllers = "3:cpu,cpuacct:/\n4:memory:/\n5:blkio:/\n0::/\n";
+    std::fs::write(procfs.path().join("self/cgroup"), controllers).expect("a file");
+    let paths = Paths { procfs: procfs.path().to_owned(), ..Paths::default() };
+    for want in [Want::Metrics, Want::Events, Want::Samples] {
+        let options = LoadOptions { paths: paths.clone(), ..wanting(want) };
+        for status in ProbeSet::load(probes::ALL, &options).status() {
+            assert_eq!(status.state, ProbeState::Active, "{}", status.name);
+        }
+    }
+}
+
+#[test]
 fn a_probe_that_is_turned_off_is_not_loaded() {
     let options = LoadOptions { disabled: ["block_io".to_owned()].into(), ..wanting(Want::Metrics) };
     let status = ProbeSet::load(&[probe("block_io")], &options).status();

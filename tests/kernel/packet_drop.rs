@@ -68,7 +68,7 @@ fn event_tells_the_flow(address: &str) {
         assert!(fact.kernel_stack.iter().any(|function| function.contains("udp")), "{:?}", fact.kernel_stack);
         assert_eq!(fact.body["device"], "lo");
     }
-    assert_sum_closes(&mut events, facts.len());
+    assert_sum_closes(set, &mut events, facts.len());
 }
 
 #[test]

@@ -108,15 +108,14 @@ fn a_long_wait_is_an_event_with_its_occupant_and_a_short_one_is_none() {
     }
     let is_named = |fact: &&&Fact| fact.body["occupant"]["name"].as_str() == Some(fact.comm.as_str());
     assert!(ours.iter().filter(is_named).count() > 0, "spinners wait for each other: {:?}", ours[0]);
-    assert_sum_closes(&mut events, facts.len());
+    assert_sum_closes(set, &mut events, facts.len());
 
     options.thresholds.runqueue_latency.min_wait = Duration::from_secs(3600);
-    drop((set, events));
     let mut set = load(NAME, &options);
     let mut events = set.take_events().expect("the rings open");
     contend(&container);
     assert_eq!(drain_for(&mut events, Duration::from_millis(100)), []);
-    assert_sum_closes(&mut events, 0);
+    assert_sum_closes(set, &mut events, 0);
 }
 
 #[test]
@@ -140,5 +139,5 @@ fn the_rate_limit_keeps_back_and_counts() {
     let suppressed =
         events.losses().iter().find(|loss| loss.reason == "suppressed").map_or(0, |loss| loss.count);
     assert!(suppressed > 0);
-    assert_sum_closes(&mut events, facts.len());
+    assert_sum_closes(set, &mut events, facts.len());
 }

@@ -3,6 +3,7 @@
  * A program whose profile is known: main -> outer -> middle -> hot takes 70 % of its time, main -> other 30 %.
  * Both leaves do the same work, so their shares follow from how often they run.
  * Their sum lies on the stack, since gcc leaves a leaf without locals frameless whatever the flags say.
+ * With INLINED, middle is a part of outer, and only debug information tells them apart.
  * Argument: seconds to live.
  */
 #include <stdlib.h>
@@ -29,7 +30,12 @@ LEAF void other(void)
 		sum += i;
 }
 
-LEAF void middle(void)
+#ifdef INLINED
+static inline __attribute__((always_inline))
+#else
+LEAF
+#endif
+void middle(void)
 {
 	hot();
 	sink++;

@@ -24,10 +24,17 @@ impl Running {
 
 /// Compiles the program with known shares.
 pub fn compile(directory: &Path) -> PathBuf {
+    compile_with(&[], directory)
+}
+
+/// Compiles it with more flags.
+pub fn compile_with(flags: &[&str], directory: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles/chain.c");
     let program = directory.join("chain");
     let compiled = Command::new("gcc")
-        .args(["-O1", "-fno-omit-frame-pointer", "-o"])
+        .args(["-O1", "-fno-omit-frame-pointer"])
+        .args(flags)
+        .arg("-o")
         .arg(&program)
         .arg(source)
         .status()

@@ -1,6 +1,6 @@
 //! `record`: the stacks and shares of a known program, and every sample accounted for.
 
-use crate::program::{Running, Shares, compile, parse, profiler, start};
+use crate::program::{Running, Shares, compile, compile_with, parse, profiler, start};
 use crate::{HZ, needs_root};
 use kpulse_tests::process::Service;
 use kpulse_tests::until;
@@ -96,6 +96,15 @@ fn a_host_profile_names_the_chain_and_the_kernel() {
     let offsets = |frame: &String| frame.ends_with("_[k]") && frame.contains("+0x");
     assert!(!lines.iter().any(|line| line.frames.iter().any(offsets)), "an offset splits a function");
     kernel.0.kill().expect("dd still runs");
+}
+
+#[test]
+fn an_inlined_function_is_a_frame_of_its_own() {
+    needs_root!("an_inlined_function_is_a_frame_of_its_own");
+    let directory = tempfile::tempdir().expect("a folder");
+    let program = start(&compile_with(&["-g", "-DINLINED"], directory.path()), 120);
+    let file = directory.path().join("out.folded");
+    record_enough(&["--pid", &program.pid().to_string()], &file).assert_true();
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// `FILEID_KERNFS`, since 5.5 (include/linux/exportfs.h).
@@ -16,6 +17,11 @@ struct KernfsHandle {
     handle_bytes: u32,
     handle_type: i32,
     id: [u8; 8],
+}
+
+/// Whether this kernel opens directories below `mount` by their id, and lets us: `mount` itself is the proof.
+pub(super) fn works(mount: &Path) -> bool {
+    std::fs::metadata(mount).is_ok_and(|root| path_of(mount, root.ino()).is_some())
 }
 
 /// The directory with this inode below `mount`, relative to it; `None` when it cannot be told.
@@ -40,5 +46,5 @@ pub(super) fn path_of(mount: &Path, id: u64) -> Option<String> {
     let relative = path.strip_prefix(mount).ok()?;
     // A removed directory reads as "NAME (deleted)": only what is there under this name is believed.
     let there = std::fs::metadata(&path).ok()?;
-    (std::os::unix::fs::MetadataExt::ino(&there) == id).then(|| format!("/{}", relative.to_string_lossy()))
+    (there.ino() == id).then(|| format!("/{}", relative.to_string_lossy()))
 }

@@ -28,6 +28,8 @@ pub struct Identities {
     known: HashMap<CgroupId, Entry>,
     unknown: HashMap<CgroupId, Instant>,
     walked: HashMap<Hierarchy, Instant>,
+    /// Whether cgroups of a hierarchy can be opened by their id; then no walk is needed to find one.
+    opened_by_handle: HashMap<Hierarchy, bool>,
     host_labels: [Arc<str>; 4],
     hits: u64,
     misses: u64,
@@ -51,6 +53,7 @@ impl Identities {
             known: HashMap::new(),
             unknown: HashMap::new(),
             walked: HashMap::new(),
+            opened_by_handle: HashMap::new(),
             host_labels: std::array::from_fn(|_| empty.clone()),
             hits: 0,
             misses: 0,
@@ -115,18 +118,25 @@ impl Identities {
             return;
         }
         let Some(mount) = self.hierarchies.mount(cgroup.hierarchy).map(Path::to_owned) else { return };
-        if let Some(path) = handle::path_of(&mount, cgroup.id) {
-            self.remember(cgroup, &path);
+        if *self.opened_by_handle.entry(cgroup.hierarchy).or_insert_with(|| handle::works(&mount)) {
+            if let Some(path) = handle::path_of(&mount, cgroup.id) {
+                self.remember(cgroup, &path);
+            }
+        } else if self
+            .walked
+            .get(&cgroup.hierarchy)
+            .is_none_or(|last| now.duration_since(*last) >= WALK_INTERVAL)
+        {
+            self.walk(cgroup.hierarchy, &mount, now);
+        } else {
+            // The next walk may find it.
             return;
         }
-        if self.walked.get(&cgroup.hierarchy).is_none_or(|last| now.duration_since(*last) >= WALK_INTERVAL) {
-            self.walk(cgroup.hierarchy, &mount, now);
-            if !self.known.contains_key(&cgroup) {
-                if self.unknown.len() >= UNKNOWN_MAX {
-                    self.unknown.clear();
-                }
-                self.unknown.insert(cgroup, now);
+        if !self.known.contains_key(&cgroup) {
+            if self.unknown.len() >= UNKNOWN_MAX {
+                self.unknown.clear();
             }
+            self.unknown.insert(cgroup, now);
         }
     }
 

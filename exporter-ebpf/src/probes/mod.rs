@@ -50,6 +50,8 @@ macro_rules! abi {
                 dead_code,
                 clippy::all,
                 clippy::pedantic,
+                clippy::allow_attributes_without_reason,
+                clippy::undocumented_unsafe_blocks,
                 reason = "generated from the probe's header"
             )]
             include!(concat!(env!("OUT_DIR"), "/", $name, ".rs"));

@@ -187,7 +187,8 @@ mod tests {
     #[test]
     fn a_real_record_decodes() {
         let names: Names = Names::new();
-        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/block_io_slow.json"));
+        let decoded =
+            assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/block_io_slow.json"));
         assert!(!decoded.header.comm.is_empty());
         assert_eq!(decoded.header.value_ns, decoded.body["d2c_ns"].as_u64());
     }

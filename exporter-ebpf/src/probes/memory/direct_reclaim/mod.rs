@@ -142,7 +142,8 @@ mod tests {
     #[test]
     fn a_real_record_decodes() {
         let names: Names = Names::new();
-        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/direct_reclaim.json"));
+        let decoded =
+            assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/direct_reclaim.json"));
         assert!(!decoded.header.comm.is_empty());
         assert!(!decoded.header.stack.is_empty());
     }

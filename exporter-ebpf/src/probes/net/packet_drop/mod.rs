@@ -210,7 +210,8 @@ mod tests {
     #[test]
     fn a_real_record_decodes() {
         let names: Names = [(3, "NO_SOCKET".to_owned())].into();
-        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/packet_drop.json"));
+        let decoded =
+            assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/packet_drop.json"));
         assert!(!decoded.header.comm.is_empty());
         assert_eq!(decoded.header.value_ns, None);
         assert!(decoded.place.is_some_and(|(field, address)| field == "location" && address != 0));

@@ -110,7 +110,8 @@ mod tests {
     #[test]
     fn a_real_record_decodes() {
         let names: Names = Names::new();
-        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/runqueue_delay.json"));
+        let decoded =
+            assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/runqueue_delay.json"));
         assert!(!decoded.header.comm.is_empty());
         assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
     }

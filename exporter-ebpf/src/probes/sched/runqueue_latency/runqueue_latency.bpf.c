@@ -187,7 +187,7 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 	__u32 prev_tid = BPF_CORE_READ(prev, pid), next_tid = BPF_CORE_READ(next, pid);
 	__u64 now_ns = bpf_ktime_get_ns();
 
-	if (prev_tid && !task_state(prev))
+	if (prev_tid && !read_task_state(prev))
 		mark_runnable(prev_tid, now_ns);
 	if (!next_tid)
 		return 0;
