@@ -23,6 +23,12 @@ format: ## format the Rust and C code
 	@packaging/setup.sh test
 	@packaging/lint.sh --fix
 
+reference: ## regenerate the files that are generated from the code
+	@packaging/setup.sh build
+	@mkdir -p target
+	cargo run --quiet -p kpulse-event-gateway -- schema >target/event.schema.json
+	mv target/event.schema.json event-gateway/schema/event.schema.json
+
 matrix: ## boot other kernels and test in them; KERNELS="5.10 newest" chooses
 	@packaging/setup.sh test
 	@tests/matrix/run.sh $(if $(KERNELS),--kernels "$(KERNELS)")
@@ -33,4 +39,4 @@ fresh: ## prove `make run` in a new Debian 12 (root and debootstrap needed)
 clean: ## remove what was built
 	cargo clean
 
-.PHONY: help run test bench lint format matrix fresh clean
+.PHONY: help run test bench lint format reference matrix fresh clean

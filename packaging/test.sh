@@ -38,7 +38,7 @@ check() {
 }
 
 # count_tests LOG PREFIX: adds what a Rust test program's output tells. A test that finds its needs unmet at run time
-# counts as passed there; it prints a line `SKIP: reason`, and counts as skipped here.
+# counts as passed there; it prints a line `SKIP test: reason`, and counts as skipped here.
 count_tests() {
 	local ok bad ignored skipped_here=0 line
 	read -r ok bad ignored < <(awk '
@@ -52,8 +52,7 @@ count_tests() {
 		skipped_here=$((skipped_here + 1))
 	done < <(awk '
 		/^---- .* stdout ----$/ { test = $2 }
-		/^failures:$/ { test = "" }
-		test != "" && /^(SKIP|SKIPPED|skip|skipped)[: ]/ { sub(/^[A-Za-z]+:? */, ""); print test ": " $0; test = "" }' "$1")
+		/^SKIP / && test != "" { sub(/^SKIP [^ ]*: /, ""); print test ": " $0; test = "" }' "$1")
 	while read -r line; do skips+=("$2$line"); done < <(sed -nE 's/^test (.*) \.\.\. ignored(, )?/\1: /p' "$1")
 	passed=$((passed + ok - skipped_here))
 	failed=$((failed + bad))

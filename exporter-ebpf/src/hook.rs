@@ -7,6 +7,8 @@ pub enum Attach {
     TpBtf(&'static str),
     /// Raw tracepoint: the same arguments, unchecked.
     RawTp(&'static str),
+    /// Tracepoint by category and name, as tracefs lists it: also those of modules, whose types no BTF of ours has.
+    Tracepoint(&'static str, &'static str),
     /// The software event `cpu_clock` on every CPU that is online.
     CpuClock,
 }
@@ -17,6 +19,7 @@ impl Attach {
         match self {
             Self::TpBtf(_) => "tp_btf",
             Self::RawTp(_) => "raw_tp",
+            Self::Tracepoint(..) => "tracepoint",
             Self::CpuClock => "perf_event",
         }
     }
@@ -41,6 +44,11 @@ pub const fn raw_tp(program: &'static str, tracepoint: &'static str) -> Attempt 
     Attempt { program, attach: Attach::RawTp(tracepoint) }
 }
 
+/// `program` as a tracepoint.
+pub const fn tracepoint(program: &'static str, category: &'static str, name: &'static str) -> Attempt {
+    Attempt { program, attach: Attach::Tracepoint(category, name) }
+}
+
 /// `program` on the CPU clock of every CPU.
 pub const fn cpu_clock(program: &'static str) -> Attempt {
     Attempt { program, attach: Attach::CpuClock }
@@ -56,11 +64,18 @@ pub struct Hook {
     pub name: &'static str,
     /// In order of preference.
     pub attempts: &'static [Attempt],
+    /// The probe works without it, and its status says what is missing.
+    pub is_optional: bool,
 }
 
 impl Hook {
     /// A hook that needs the first of these that attaches.
     pub const fn any(name: &'static str, attempts: &'static [Attempt]) -> Self {
-        Self { name, attempts }
+        Self { name, attempts, is_optional: false }
+    }
+
+    /// A hook that not every kernel has, and without which the rest of the probe still tells something.
+    pub const fn optional(name: &'static str, attempts: &'static [Attempt]) -> Self {
+        Self { name, attempts, is_optional: true }
     }
 }

@@ -110,6 +110,9 @@ pub struct ProbeStatus {
     pub state: ProbeState,
     /// What it is attached to.
     pub hooks: Vec<HookStatus>,
+    /// Optional hooks that did not attach, each with its reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// A probe in the kernel. Dropping it takes it out.
@@ -117,6 +120,7 @@ pub(crate) struct Loaded {
     pub(crate) probe: &'static Probe,
     pub(crate) state: ProbeState,
     pub(crate) hooks: Vec<HookStatus>,
+    pub(crate) missing: Vec<String>,
     pub(crate) ebpf: Option<Ebpf>,
     pub(crate) hierarchy: Hierarchy,
     collector: Option<Box<dyn Collector>>,
@@ -144,6 +148,7 @@ impl ProbeSet {
             name: loaded.probe.name,
             state: loaded.state.clone(),
             hooks: loaded.hooks.clone(),
+            missing: loaded.missing.clone(),
         };
         self.loaded.iter().map(status).collect()
     }
@@ -216,6 +221,7 @@ fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
         probe,
         state: ProbeState::Active,
         hooks: Vec::new(),
+        missing: Vec::new(),
         ebpf: None,
         hierarchy,
         collector: None,
@@ -251,7 +257,11 @@ fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf
     let mut ebpf = load_object(probe, options, loaded.hierarchy, btf)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
     for hook in probe.hooks {
-        loaded.hooks.push(attach_first(&mut ebpf, hook, options, btf)?);
+        match attach_first(&mut ebpf, hook, options, btf) {
+            Ok(status) => loaded.hooks.push(status),
+            Err(error) if hook.is_optional => loaded.missing.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
     }
     if options.want == Want::Metrics {
         loaded.collector = probe.collector.map(|make| make(&Maps(&ebpf), &kernel)).transpose()?;
@@ -331,6 +341,10 @@ fn attach_program(
         (Attach::RawTp(tracepoint), Program::RawTracePoint(program)) => {
             program.load()?;
             program.attach(tracepoint).map(drop)
+        }
+        (Attach::Tracepoint(category, name), Program::TracePoint(program)) => {
+            program.load()?;
+            program.attach(category, name).map(drop)
         }
         (Attach::CpuClock, Program::PerfEvent(program)) => {
             program.load()?;

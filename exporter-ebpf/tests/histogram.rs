@@ -1,6 +1,6 @@
 //! The slot rule of `include/histogram.h` against the bounds that Rust reports.
-
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 use kpulse_common::metric::{HISTOGRAM_SLOTS, histogram_bound};
 use std::io::Write;
 use std::process::{Command, Stdio};

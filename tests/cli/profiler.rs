@@ -181,6 +181,6 @@ fn sigterm_ends_record_early_with_a_whole_file_or_none() {
     let mut recording = Service::start(command.arg(&file));
     recording.until_it_catches(libc::SIGTERM);
     assert_eq!(recording.stop(), Some(0), "{}", recording.stderr());
-    assert_eq!(names(folder.path()), [file.clone()], "no other file is left");
+    assert_eq!(names(folder.path()), std::slice::from_ref(&file), "no other file is left");
     assert!(fs::read_to_string(&file).unwrap().trim_end().ends_with("</svg>"));
 }

@@ -87,6 +87,7 @@ mirror() {
 
 prepare_apt() {
 	local folder=$cache/apt main security
+	require_tools apt-get apt-cache apt-config dpkg-deb
 	main=${KPULSE_DEBIAN_MIRROR:-$(mirror /debian)}
 	security=$(mirror /debian-security)
 	[ -n "$main" ] || skip "no Debian archive among this machine's apt sources; KPULSE_DEBIAN_MIRROR can name one"
@@ -126,10 +127,14 @@ prepare_apt() {
 
 # candidates SERIES: package names, newest first. An index may name a package that the archive has already dropped.
 candidates() {
-	local version="${1//./\\.}\\.[0-9.]*"
-	[ "$1" != newest ] || version='[0-9][0-9.]*'
+	local version="${1//./\\.}\\.[0-9.]*" other='unsigned|dbg|deb11'
+	if [ "$1" = newest ]; then
+		version='[0-9][0-9.]*'
+		# Without the suite that has it, the newest is none, rather than one of the releases' own series.
+		other+='|^linux-image-(5\.10|6\.1|6\.12)[.-]'
+	fi
 	apt-cache pkgnames linux-image- | grep -E "^linux-image-${version}([-+~][^ ]*)?-cloud-amd64\$" |
-		grep -vE 'unsigned|dbg|deb11' | sort -rV | head -n 4
+		grep -vE "$other" | sort -rV | head -n 4
 }
 
 # download PACKAGE FOLDER: also splits up: since 7.x the image is a shell around linux-binary and linux-modules.
@@ -336,7 +341,6 @@ parse "$@"
 mkdir -p "$cache"
 case $verb in
 fetch)
-	require_tools apt-get dpkg-deb
 	for series in $kernels; do
 		fetch "$series"
 		echo "$series $(cat "$cache/kernels/$series/release")"

@@ -2,6 +2,7 @@
 
 use crate::program::{Running, Shares, compile, compile_with, parse, profiler, start};
 use crate::{HZ, needs_root};
+use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::process::Service;
 use kpulse_tests::until;
 use std::fs;
@@ -131,6 +132,27 @@ fn a_process_that_ends_meanwhile_keeps_its_samples() {
     assert!(program.0.try_wait().expect("can be asked").is_some(), "it ended during the recording");
     let shares = Shares::of(&fs::read_to_string(&file).expect("the profile is there"));
     assert!(shares.samples > 0 && shares.whole > 90.0, "{shares:?}");
+}
+
+/// A container's file is nowhere in the host's file system.
+#[test]
+fn a_container_profile_names_what_only_the_container_sees() {
+    needs_root!("a_container_profile_names_what_only_the_container_sees");
+    const NUMBER: u32 = 0x7e57;
+    let directory = tempfile::tempdir().expect("a folder");
+    let path = compile(directory.path());
+    let cgroup = Cgroup::container("cpu", NUMBER).expect("a cgroup");
+    let hidden =
+        "echo $$ > $0/cgroup.procs && mount -t tmpfs none /mnt && cp $1 /mnt/chain && exec /mnt/chain 120";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", hidden]).arg(cgroup.path()).arg(&path);
+    let program = Running(command.spawn().expect("unshare runs; it comes with util-linux"));
+    let exe = format!("/proc/{}/exe", program.pid());
+    until("the container's program", || fs::read_link(&exe).ok()?.ends_with("chain").then_some(()));
+    let file = directory.path().join("out.folded");
+    record_enough(&["--container", &Cgroup::id(NUMBER)], &file).assert_true();
+    let lines = parse(&fs::read_to_string(&file).expect("the profile is there"));
+    assert!(lines.iter().all(|line| line.frames[0] == "chain"), "only the container");
 }
 
 #[test]

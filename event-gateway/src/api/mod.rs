@@ -61,7 +61,7 @@ fn query(request: &Request) -> Result<Query, String> {
             "kind" => query.kind = Some(value.clone()),
             "container" => query.container = Some(value.clone()),
             "pid" => {
-                query.pid = Some(value.parse().map_err(|_| format!("pid is not a process id: {value:?}"))?)
+                query.pid = Some(value.parse().map_err(|_| format!("pid is not a process id: {value:?}"))?);
             }
             "limit" => {
                 let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));

@@ -2,13 +2,13 @@
 
 use kpulse_common::event::{Host, Os};
 use kpulse_common::paths::Paths;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(super) fn read(paths: &Paths) -> Host {
     let in_root = |name: &str| first_word(&paths.rootfs.join(name));
     let in_proc = |name: &str| first_word(&paths.procfs.join("sys/kernel").join(name));
     // The kernel answers with the name of the reader's own UTS namespace; a mounted root means that is not the host's.
-    let is_container = paths.rootfs != PathBuf::from("/");
+    let is_container = paths.rootfs != Path::new("/");
     let name = if is_container {
         in_root("etc/hostname").or_else(|| in_proc("hostname"))
     } else {

@@ -16,7 +16,7 @@ pub fn render(newest_first: &[String], kind: Option<&str>) -> String {
     );
     match kind {
         Some(kind) => {
-            add(&mut page, format_args!("<p>Only {}. <a href=\"/\">All kinds</a></p>\n", escape(kind)))
+            add(&mut page, format_args!("<p>Only {}. <a href=\"/\">All kinds</a></p>\n", escape(kind)));
         }
         None => page.push_str("<p>The newest first. <a href=\"/api/v1/events\">JSON</a></p>\n"),
     }

@@ -80,7 +80,7 @@ impl Sink for Failing {
             return Err(SinkError::Unavailable(anyhow::anyhow!("the disk is full")));
         }
         self.seen += 1;
-        if self.refuses_every.is_some_and(|every| self.seen % every == 0) {
+        if self.refuses_every.is_some_and(|every| self.seen.is_multiple_of(every)) {
             return Err(SinkError::Refused(anyhow::anyhow!("too large")));
         }
         self.store.store(batch)

@@ -6,6 +6,7 @@
 pub mod demangle;
 pub mod kernel;
 pub mod native;
+mod reader;
 pub mod truncation;
 
 use crate::aggregate::Losses;

@@ -4,13 +4,13 @@
 //! runs. The names of a process are kept until it ends or starts another program.
 
 use super::demangle::demangle;
+use super::reader::Reader;
 use super::{Nameless, Resolved, Unknown};
 use crate::sample::process::{Files, Identity, Processes};
 use blazesym::Pid;
 use blazesym::symbolize::source::{Process as ProcessSource, Source};
-use blazesym::symbolize::{Input, Reason, Sym, Symbolized, Symbolizer, cache, evict};
+use blazesym::symbolize::{Input, Reason, Sym, Symbolized};
 use std::collections::HashMap;
-use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,6 @@ const MAX_ADDRESSES: usize = 131_072;
 const MAX_AGE: Duration = Duration::from_secs(120);
 /// Processes that are read for one drain; a storm of short ones may not take the machine.
 const MAX_PROCESSES: usize = 512;
-/// What the symbol reader may have seen before it starts afresh: it never forgets a file by itself.
-const READER_PROCESSES: usize = 1024;
-const READER_FILES: usize = 400;
-const READER_AGE: Duration = Duration::from_secs(600);
 
 const GONE: Nameless = Nameless { why: Unknown::ProcessGone, file: None };
 
@@ -39,23 +35,16 @@ struct Process {
 
 /// Names of user-space addresses.
 pub struct Native {
-    reader: Symbolizer,
-    reader_since: Instant,
-    reader_processes: usize,
+    reader: Reader,
     processes: HashMap<u32, Process>,
     source: Processes,
     addresses: usize,
 }
 
-fn new_reader() -> Symbolizer {
-    Symbolizer::builder().enable_demangling(false).build()
-}
-
 impl Native {
     /// Reads nothing yet: the first batch does.
     pub fn new(source: Processes) -> Self {
-        let (reader, reader_since) = (new_reader(), Instant::now());
-        Self { reader, reader_since, reader_processes: 0, processes: HashMap::new(), source, addresses: 0 }
+        Self { reader: Reader::new(Instant::now()), processes: HashMap::new(), source, addresses: 0 }
     }
 
     /// Finds the names of the addresses of each process, the busiest first.
@@ -65,7 +54,7 @@ impl Native {
         now: Instant,
         name: &mut dyn FnMut(&str) -> Arc<str>,
     ) {
-        self.start_afresh_when_large(now);
+        self.reader.refresh(now);
         self.bound_addresses(now);
         let mut processes_read = 0;
         for (pid, addresses) in wanted {
@@ -136,7 +125,6 @@ impl Native {
         names: &mut HashMap<u64, Resolved>,
         name: &mut dyn FnMut(&str) -> Arc<str>,
     ) {
-        self.reader_processes += 1;
         let mut source = ProcessSource::new(Pid::from(pid));
         let files = self.source.files(pid);
         if files == Files::Unreachable {
@@ -147,19 +135,14 @@ impl Native {
         // A perf map lies where the program may put a pipe that never ends, and so may what a debug link names.
         source.perf_map = false;
         source.debug_syms = files != Files::Mapped { is_host: false };
-        let mut maps = cache::Process::new(Pid::from(pid));
-        maps.cache_perf_map = false;
-        if let Err(error) = self.reader.cache(&cache::Cache::Process(maps)) {
+        if let Err(error) = self.reader.remember(Pid::from(pid)) {
             tracing::debug!(pid, %error, "no memory map");
             names.extend(missing.iter().map(|address| (*address, Err(Unknown::ProcessGone.into()))));
             return;
         }
         self.read_part(&Source::Process(source), missing, names, name);
         self.name_files(pid, missing, names, name);
-        let maps = evict::Process::new(Pid::from(pid));
-        if let Err(error) = self.reader.evict(&evict::Evict::Process(maps)) {
-            tracing::debug!(pid, %error, "the memory map stays cached");
-        }
+        self.reader.forget(Pid::from(pid));
     }
 
     /// One file that cannot be read fails a whole batch, so a failed batch is halved until that file's are alone.
@@ -208,14 +191,6 @@ impl Native {
                 let files = files.get_or_insert_with(|| self.source.code_files(pid));
                 nameless.file = files.name(*address).map(|file| name(&format!("[{file}]")));
             }
-        }
-    }
-
-    fn start_afresh_when_large(&mut self, now: Instant) {
-        let files = || fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-        let is_large = self.reader_processes > READER_PROCESSES || now - self.reader_since > READER_AGE;
-        if is_large || (self.reader_processes > 0 && files() > READER_FILES) {
-            (self.reader, self.reader_since, self.reader_processes) = (new_reader(), now, 0);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
-use kpulse_common::metric::{Label, MetricDef, Samples};
+use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
 use serde::Serialize;
 
 abi!("direct_reclaim");
@@ -84,7 +84,7 @@ pub const PROBE: Probe = Probe {
 struct Reader {
     duration: Table<abi::direct_reclaim_key, histogram>,
     losses: Table<u32, u64>,
-    containers: ByContainer,
+    containers: ByContainer<Histogram>,
 }
 
 impl Collector for Reader {
@@ -92,7 +92,7 @@ impl Collector for Reader {
         let entries = self.duration.entries()?.into_iter().map(|(key, histogram)| Entry {
             cgroup_id: key.cgroup_id,
             labels: vec![kind(key.kind).into()],
-            histogram: histogram.into(),
+            total: histogram.into(),
         });
         let gone = self.containers.report(&DURATION, entries.collect(), identities, out);
         for cgroup_id in gone {
