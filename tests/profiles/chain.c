@@ -31,11 +31,13 @@ LEAF void other(void)
 }
 
 #ifdef INLINED
-static inline __attribute__((always_inline))
+static inline
+	__attribute__((always_inline))
 #else
 LEAF
 #endif
-void middle(void)
+	void
+	middle(void)
 {
 	hot();
 	sink++;

@@ -157,14 +157,12 @@ static __always_inline bool is_slow(__u64 latency_ns, __u64 threshold_ns)
 	return latency_ns != UNKNOWN_U64 && latency_ns >= threshold_ns;
 }
 
-static __always_inline void send_event(struct request *request, struct block_io_key *key,
-				       struct block_io_queued *note, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes,
-				       int error)
+static __always_inline void send_event(struct request *request, struct block_io_key *key, struct block_io_queued *note,
+				       __u64 d2c_ns, __u64 q2c_ns, __u32 bytes, int error)
 {
 	bool slow_d2c = is_slow(d2c_ns, min_d2c_ns);
-	struct block_io_record *record =
-		ring_reserve(sizeof(*record), note ? note->cgroup_id : 0, slow_d2c ? d2c_ns : q2c_ns,
-			     slow_d2c ? min_d2c_ns : min_q2c_ns);
+	struct block_io_record *record = ring_reserve(sizeof(*record), note ? note->cgroup_id : 0,
+						      slow_d2c ? d2c_ns : q2c_ns, slow_d2c ? min_d2c_ns : min_q2c_ns);
 
 	if (!record)
 		return;

@@ -101,8 +101,7 @@ static __always_inline int end(void *context, __u32 kind, __u64 reclaimed_pages)
 	}
 	if (!want_events || duration_ns < min_duration_ns)
 		return 0;
-	struct direct_reclaim_record *record =
-		ring_reserve(sizeof(*record), cgroup_id, duration_ns, min_duration_ns);
+	struct direct_reclaim_record *record = ring_reserve(sizeof(*record), cgroup_id, duration_ns, min_duration_ns);
 	if (!record)
 		return 0;
 	header_current_task(&record->header);

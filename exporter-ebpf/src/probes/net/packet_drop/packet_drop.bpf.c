@@ -69,8 +69,8 @@ static __always_inline void read_packet(struct sk_buff *skb, struct packet *pack
 	} else if (packet->ethertype == ETHERTYPE_IPV6 && first >> 4 == 6) {
 		packet->ip_version = 6;
 		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 6);
-		packet->transport = transport != NO_HEADER && transport > network ? head + transport :
-										    packet->network + 40;
+		packet->transport =
+			transport != NO_HEADER && transport > network ? head + transport : packet->network + 40;
 	}
 }
 

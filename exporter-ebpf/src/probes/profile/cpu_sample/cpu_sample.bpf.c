@@ -13,20 +13,20 @@
 /* Which set of maps is filled; user space flips it, waits for the CPUs to leave the old one, and reads that. */
 __u32 generation = 0;
 
-#define STACKS(name)                                                    \
-	struct {                                                        \
-		__uint(type, BPF_MAP_TYPE_STACK_TRACE);                 \
-		__uint(max_entries, 8192);                              \
-		__uint(key_size, sizeof(__u32));                        \
-		__uint(value_size, SAMPLE_FRAMES * sizeof(__u64));      \
+#define STACKS(name)                                               \
+	struct {                                                   \
+		__uint(type, BPF_MAP_TYPE_STACK_TRACE);            \
+		__uint(max_entries, 8192);                         \
+		__uint(key_size, sizeof(__u32));                   \
+		__uint(value_size, SAMPLE_FRAMES * sizeof(__u64)); \
 	} name SEC(".maps")
 
-#define COUNTS(name)                                                    \
-	struct {                                                        \
-		__uint(type, BPF_MAP_TYPE_HASH);                        \
-		__uint(max_entries, 8192);                              \
-		__type(key, struct cpu_sample_key);                     \
-		__type(value, __u64);                                   \
+#define COUNTS(name)                                \
+	struct {                                    \
+		__uint(type, BPF_MAP_TYPE_HASH);    \
+		__uint(max_entries, 8192);          \
+		__type(key, struct cpu_sample_key); \
+		__type(value, __u64);               \
 	} name SEC(".maps")
 
 STACKS(stacks_0);

@@ -106,8 +106,7 @@ static __always_inline __u64 take_runnable(__u32 tid, __u64 now_ns)
 static __always_inline void send_event(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
 				       __u64 waited_ns)
 {
-	struct runqueue_latency_record *record =
-		ring_reserve(sizeof(*record), cgroup_id, waited_ns, min_wait_ns);
+	struct runqueue_latency_record *record = ring_reserve(sizeof(*record), cgroup_id, waited_ns, min_wait_ns);
 
 	if (!record)
 		return;
