@@ -133,7 +133,7 @@ hottest_function() {
 			total += count
 		}
 		END {
-			for (name in samples) if (name != "[unknown]" && samples[name] > samples[hottest]) hottest = name
+			for (name in samples) if (name !~ /^\[/ && samples[name] > samples[hottest]) hottest = name
 			if (samples[hottest] > 0) printf "%s (%.0f %%)\n", substr(hottest, 1, 60), 100 * samples[hottest] / total
 			else print "-"
 		}' | tr -cd '[:print:]\n'

@@ -274,7 +274,9 @@ boot() {
 	)
 	case ${KPULSE_MATRIX_ACCEL:-tcg} in
 	kvm) arguments+=(-accel kvm) ;;
-	*) arguments+=(-accel 'tcg,thread=multi') ;;
+	# One thread for all virtual CPUs: with several, a CPU can meet a breakpoint of the kernel's text patching that
+	# another has already taken away, and panics. Guests run side by side, so no core is idle for it.
+	*) arguments+=(-accel 'tcg,thread=single') ;;
 	esac
 	case $disk in
 	virtio) arguments+=(-device 'virtio-blk-pci,drive=disk') ;;
