@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A program whose profile is known: main -> outer -> middle -> hot takes 70 % of its time, main -> other 30 %.
- * Both leaves do the same work, so their shares follow from how often they run.
+ * Both leaves do the same work, so their shares follow from how often they run. Chance chooses between them, since a
+ * fixed pattern can keep step with the sampling clock.
  * Their sum lies on the stack, since gcc leaves a leaf without locals frameless whatever the flags say.
  * With INLINED, middle is a part of outer, and only debug information tells them apart.
  * Argument: seconds to live.
@@ -52,12 +53,13 @@ LEAF void outer(void)
 int main(int argc, char **argv)
 {
 	time_t end = time(NULL) + (argc > 1 ? atoi(argv[1]) : 60);
+	unsigned int seed = 1;
 
 	while (time(NULL) < end) {
-		for (int round = 0; round < 20; round++) {
-			for (int i = 0; i < 7; i++)
+		for (int i = 0; i < 200; i++) {
+			if (rand_r(&seed) % 10 < 7)
 				outer();
-			for (int i = 0; i < 3; i++)
+			else
 				other();
 		}
 	}

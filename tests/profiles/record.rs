@@ -125,9 +125,10 @@ fn a_deleted_executable_is_still_named() {
 fn a_process_that_ends_meanwhile_keeps_its_samples() {
     needs_root!("a_process_that_ends_meanwhile_keeps_its_samples");
     let directory = tempfile::tempdir().expect("a folder");
-    let mut program = start(&compile(directory.path()), 3);
+    // Long enough for the profiler to attach on a busy machine, and shorter than the recording.
+    let mut program = start(&compile(directory.path()), 10);
     let file = directory.path().join("out.folded");
-    let summary = record(&["--pid", &program.pid().to_string()], 6, "folded", &file);
+    let summary = record(&["--pid", &program.pid().to_string()], 12, "folded", &file);
     assert!(assert_closed(&summary) > 0);
     assert!(program.0.try_wait().expect("can be asked").is_some(), "it ended during the recording");
     let shares = Shares::of(&fs::read_to_string(&file).expect("the profile is there"));
