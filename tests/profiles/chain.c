@@ -3,7 +3,8 @@
  * A program whose profile is known: main -> outer -> middle -> hot takes 70 % of its time, main -> other 30 %.
  * Both leaves do the same work, so their shares follow from how often they run. Chance chooses between them, since a
  * fixed pattern can keep step with the sampling clock.
- * Their sum lies on the stack, since gcc leaves a leaf without locals frameless whatever the flags say.
+ * A chain of multiplications takes as long wherever the code and the stack lie. Its result goes to the stack, since gcc
+ * leaves a leaf without locals frameless whatever the flags say.
  * With INLINED, middle is a part of outer, and only debug information tells them apart.
  * Argument: seconds to live.
  */
@@ -17,18 +18,24 @@ static volatile unsigned long sink;
 
 LEAF void hot(void)
 {
-	volatile unsigned long sum = 0;
+	unsigned long number = sink;
+	volatile unsigned long result;
 
 	for (int i = 0; i < WORK; i++)
-		sum += i;
+		number = number * 6364136223846793005UL + 1;
+	result = number;
+	(void)result;
 }
 
 LEAF void other(void)
 {
-	volatile unsigned long sum = 0;
+	unsigned long number = sink;
+	volatile unsigned long result;
 
 	for (int i = 0; i < WORK; i++)
-		sum += i;
+		number = number * 6364136223846793005UL + 1;
+	result = number;
+	(void)result;
 }
 
 #ifdef INLINED
