@@ -108,7 +108,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<Usage>()
             || cause.is::<ConfigError>()
             || cause.is::<LoggingError>()
-            || matches!(cause.downcast_ref(), Some(HttpError::Address { .. }))
+            || matches!(cause.downcast_ref(), Some(HttpError::Address { .. } | HttpError::WebConfig { .. }))
     });
     if is_usage { 2 } else { 1 }
 }

@@ -193,9 +193,10 @@ impl Samples {
 
     /// Moves the families of `other` behind these.
     pub fn append(&mut self, other: Self) {
-        for family in other.families {
-            for series in family.series {
-                self.push(&family.def, series.labels, series.value);
+        for mut family in other.families {
+            match self.families.iter_mut().find(|known| known.def.name == family.def.name) {
+                Some(known) => known.series.append(&mut family.series),
+                None => self.families.push(family),
             }
         }
     }

@@ -43,9 +43,8 @@ pub fn process(paths: &Paths, out: &mut Samples) {
             out.number(&START_TIME, &[], boot as f64 + stat.start_ticks as f64 / ticks);
         }
     }
-    if let Ok(entries) = fs::read_dir(own.join("fd")) {
-        // The directory that is being read is one of them.
-        out.count(&OPEN_FDS, &[], (entries.count() as u64).saturating_sub(1));
+    if let Some(count) = open_files(&own.join("fd")) {
+        out.count(&OPEN_FDS, &[], count);
     }
     if let Some(limit) = open_files_limit(&own.join("limits")) {
         out.count(&MAX_FDS, &[], limit);
@@ -95,6 +94,16 @@ fn boot_seconds(stat: &Path) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
+/// Linux tells their number as the size of the directory since 6.2 (f1f1f2569901); else each is counted.
+fn open_files(folder: &Path) -> Option<u64> {
+    let size = fs::metadata(folder).ok()?.len();
+    if size > 0 {
+        return Some(size);
+    }
+    // The directory that is being read is one of them.
+    Some((fs::read_dir(folder).ok()?.count() as u64).saturating_sub(1))
+}
+
 fn open_files_limit(limits: &Path) -> Option<u64> {
     let text = fs::read_to_string(limits).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -122,6 +131,15 @@ mod tests {
         for def in METRICS {
             assert!(names.contains(&def.name), "{} is missing of {names:?}", def.name);
         }
+    }
+
+    #[test]
+    fn counts_files_that_are_opened() {
+        let before = open_files(Path::new("/proc/self/fd")).unwrap();
+        let held: Vec<_> = (0..100).map(|_| fs::File::open("/dev/null").unwrap()).collect();
+        let after = open_files(Path::new("/proc/self/fd")).unwrap();
+        // Tests beside this one open and close a few.
+        assert!(after.abs_diff(before + 100) < 50, "{before} {after} with {} more", held.len());
     }
 
     #[test]

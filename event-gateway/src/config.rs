@@ -12,6 +12,7 @@ use kpulse_exporter_ebpf::{LoadOptions, Probe, Want, probes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Least size of the store: below it SQLite's own pages dominate.
@@ -60,11 +61,13 @@ impl Default for Config {
 pub struct Web {
     /// Address of `/metrics`, `/probes` and health.
     pub listen_address: String,
+    /// TLS, users, headers and a rate limit of that address, in exporter-toolkit's format; empty for none.
+    pub config_file: PathBuf,
 }
 
 impl Default for Web {
     fn default() -> Self {
-        Self { listen_address: ":10841".to_owned() }
+        Self { listen_address: ":10841".to_owned(), config_file: PathBuf::new() }
     }
 }
 

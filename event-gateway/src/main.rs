@@ -53,6 +53,9 @@ struct RunFlags {
     /// Address of metrics and health [default: :10841].
     #[arg(long = "web.listen-address", value_name = "ADDRESS")]
     web_listen_address: Option<String>,
+    /// File with TLS, users, headers and a rate limit of that address, in exporter-toolkit's format.
+    #[arg(long = "web.config.file", value_name = "FILE")]
+    web_config_file: Option<String>,
     /// Address of the API and the page, on this machine only [default: 127.0.0.1:10851].
     #[arg(long = "api.listen-address", value_name = "ADDRESS")]
     api_listen_address: Option<String>,
@@ -62,6 +65,7 @@ impl RunFlags {
     fn overrides(self) -> Vec<(String, Value)> {
         let given = [
             ("web.listen_address", self.web_listen_address),
+            ("web.config_file", self.web_config_file),
             ("api.listen_address", self.api_listen_address),
         ];
         given

@@ -11,7 +11,7 @@ use crate::{api, metrics};
 use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
 use kpulse_common::config::{Value, changed_keys};
-use kpulse_common::http::{self, Handler, Observability};
+use kpulse_common::http::{self, Handler, Observability, WebConfig};
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_common::{logging, self_metrics};
@@ -56,6 +56,7 @@ async fn serve(
     overrides: &[(String, Value)],
     shutdown: &mut Shutdown,
 ) -> Result<()> {
+    let protection = WebConfig::of_key(&config.web.config_file)?;
     let web = http::bind(&config.web.listen_address, "--web.listen-address")?;
     let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
     let store = cli::state_dir().join(FILE);
@@ -68,8 +69,10 @@ async fn serve(
     });
     announce(&web, &api, &store);
     let (stop_http, stopped) = watch::channel(());
-    let servers = [(web, observability(shared.clone())), (api, api::handler(store))]
-        .map(|(listener, handler)| tokio::spawn(answer(listener, handler, stopped.clone())));
+    let served = [(web, observability(shared.clone()), protection), (api, api::handler(store), None)];
+    let servers = served.map(|(listener, handler, protection)| {
+        tokio::spawn(answer(listener, handler, protection, stopped.clone()))
+    });
 
     let loading = load(&config, &shared.probes)?;
     let ring = tokio::select! {
@@ -111,12 +114,17 @@ fn announce(web: &TcpListener, api: &TcpListener, store: &Path) {
     );
 }
 
-async fn answer(listener: TcpListener, handler: Handler, mut stopped: watch::Receiver<()>) {
+async fn answer(
+    listener: TcpListener,
+    handler: Handler,
+    protection: Option<Arc<WebConfig>>,
+    mut stopped: watch::Receiver<()>,
+) {
     let until = async move {
         // The sender is dropped to stop; it never sends.
         let _ = stopped.changed().await;
     };
-    if let Err(error) = http::serve(listener, handler, until).await {
+    if let Err(error) = http::serve_protected(listener, handler, protection, until).await {
         tracing::error!("an HTTP server ended: {error}");
     }
 }

@@ -6,6 +6,7 @@ use kpulse_common::logging::Log;
 use kpulse_common::paths::Paths;
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Everything that can be set.
@@ -69,11 +70,13 @@ impl Default for Kept {
 pub struct Web {
     /// Address of metrics and health.
     pub listen_address: String,
+    /// TLS, users, headers and a rate limit of that address, in exporter-toolkit's format; empty for none.
+    pub config_file: PathBuf,
 }
 
 impl Default for Web {
     fn default() -> Self {
-        Self { listen_address: ":10842".into() }
+        Self { listen_address: ":10842".into(), config_file: PathBuf::new() }
     }
 }
 
@@ -118,6 +121,9 @@ pub struct ServeFlags {
     /// Address of metrics and health [default: :10842]
     #[arg(long = "web.listen-address", value_name = "ADDRESS")]
     pub web: Option<String>,
+    /// File with TLS, users, headers and a rate limit of that address, in exporter-toolkit's format
+    #[arg(long = "web.config.file", value_name = "FILE")]
+    pub web_config_file: Option<String>,
     /// Address of profiles and the page, loopback only [default: 127.0.0.1:10852]
     #[arg(long = "api.listen-address", value_name = "ADDRESS")]
     pub api: Option<String>,
@@ -134,6 +140,7 @@ pub fn load(common: &CommonFlags, sample: &SampleFlags, serve: &ServeFlags) -> a
         ("history.max_age", text(&serve.max_age)),
         ("history.max_bytes", number(serve.max_bytes)),
         ("web.listen_address", text(&serve.web)),
+        ("web.config_file", text(&serve.web_config_file)),
         ("api.listen_address", text(&serve.api)),
     ];
     let mut overrides = common.overrides();

@@ -12,7 +12,7 @@ use crate::pipeline::{Pipeline, Shared};
 use crate::sample;
 use anyhow::Context;
 use kpulse_common::cli::{Shutdown, notify_ready, notify_stopping};
-use kpulse_common::http::{self, Observability};
+use kpulse_common::http::{self, Observability, WebConfig};
 use kpulse_exporter_ebpf::ProbeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ const LATE_BEATS: u32 = 10;
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
     check_loopback(&config.api.listen_address)?;
+    let protection = WebConfig::of_key(&config.web.config_file)?;
     let web = http::bind(&config.web.listen_address, "--web.listen-address")?;
     let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
     tracing::info!(web = %web.local_addr()?, api = %api.local_addr()?, "listening");
@@ -53,7 +54,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let probes = Arc::new(Mutex::new(probes));
     let (stop, stopped) = watch::channel(());
     let observability = observability(config, &shared, &probes);
-    let web = tokio::spawn(http::serve(web, observability.handler(), closed(stopped.clone())));
+    let web = http::serve_protected(web, observability.handler(), protection, closed(stopped.clone()));
+    let web = tokio::spawn(web);
     let api = tokio::spawn(http::serve(api, api::handler(shared.clone()), closed(stopped)));
     notify_ready();
 

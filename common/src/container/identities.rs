@@ -2,8 +2,8 @@
 
 use super::{CgroupId, ContainerIdentity, Hierarchies, Hierarchy, handle, parse_container};
 use crate::paths::Paths;
-use std::collections::HashMap;
-use std::os::unix::fs::DirEntryExt;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ pub struct Identities {
     hierarchies: Hierarchies,
     known: HashMap<CgroupId, Entry>,
     unknown: HashMap<CgroupId, Instant>,
-    walked: HashMap<Hierarchy, Instant>,
+    walked: HashMap<Hierarchy, Walked>,
     /// Whether cgroups of a hierarchy can be opened by their id; then no walk is needed to find one.
     opened_by_handle: HashMap<Hierarchy, bool>,
     host_labels: [Arc<str>; 4],
@@ -42,6 +42,38 @@ struct Entry {
     container: Option<Arc<ContainerIdentity>>,
     labels: [Arc<str>; 4],
     gone_since: Option<Instant>,
+    /// Whether it had no cgroups below it when it was last looked into.
+    is_leaf: bool,
+}
+
+/// When a hierarchy was walked, and what is alive in it.
+#[derive(Debug)]
+struct Walked {
+    at: Instant,
+    /// When every directory was looked into, those of leaf containers too.
+    whole_at: Option<Instant>,
+    /// The outermost cgroup of each container. Bound: [`PATHS_MAX`].
+    containers: Vec<CgroupId>,
+}
+
+/// The cgroup of a container: the outermost one where it made more below its own.
+#[derive(Debug, Clone)]
+pub struct ContainerCgroup {
+    /// The cgroup.
+    pub cgroup: CgroupId,
+    /// Path within the hierarchy.
+    pub path: Arc<str>,
+    /// Values of the labels `namespace`, `pod`, `container`, `container_id`.
+    pub labels: [Arc<str>; 4],
+}
+
+/// How deep a walk looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// Into every directory.
+    Whole,
+    /// Not into containers that had no cgroups below their own.
+    Containers,
 }
 
 impl Identities {
@@ -82,6 +114,32 @@ impl Identities {
             Some(entry) => entry.labels.clone(),
             None => self.host_labels.clone(),
         }
+    }
+
+    /// The containers that are alive in a hierarchy, as of a second ago at most.
+    ///
+    /// The cgroups of one container inside another are found a minute late when the outer one had none before.
+    pub fn containers(&mut self, hierarchy: Hierarchy) -> impl Iterator<Item = ContainerCgroup> + '_ {
+        self.containers_at(hierarchy, Instant::now())
+    }
+
+    fn containers_at(
+        &mut self,
+        hierarchy: Hierarchy,
+        now: Instant,
+    ) -> impl Iterator<Item = ContainerCgroup> + '_ {
+        let walked = self.walked.get(&hierarchy);
+        if walked.is_none_or(|walked| now.duration_since(walked.at) >= WALK_INTERVAL)
+            && let Some(mount) = self.hierarchies.mount(hierarchy).map(Path::to_owned)
+        {
+            self.walk(hierarchy, &mount, now, Depth::Containers);
+        }
+        let alive = self.walked.get(&hierarchy).map_or(&[][..], |walked| walked.containers.as_slice());
+        alive.iter().filter_map(|cgroup| {
+            let entry = self.known.get(cgroup)?;
+            let (path, labels) = (entry.path.clone(), entry.labels.clone());
+            Some(ContainerCgroup { cgroup: *cgroup, path, labels })
+        })
     }
 
     /// How many questions were answered.
@@ -125,9 +183,9 @@ impl Identities {
         } else if self
             .walked
             .get(&cgroup.hierarchy)
-            .is_none_or(|last| now.duration_since(*last) >= WALK_INTERVAL)
+            .is_none_or(|walked| now.duration_since(walked.at) >= WALK_INTERVAL)
         {
-            self.walk(cgroup.hierarchy, &mount, now);
+            self.walk(cgroup.hierarchy, &mount, now, Depth::Whole);
         } else {
             // The next walk may find it.
             return;
@@ -141,38 +199,55 @@ impl Identities {
     }
 
     fn sweep_when_due(&mut self, hierarchy: Hierarchy, now: Instant) {
-        let Some(last) = self.walked.get(&hierarchy) else {
+        let Some(walked) = self.walked.get(&hierarchy) else {
             // The first question starts the clock; there is nothing to sweep yet.
-            self.walked.insert(hierarchy, now.checked_sub(WALK_INTERVAL).unwrap_or(now));
+            let at = now.checked_sub(WALK_INTERVAL).unwrap_or(now);
+            self.walked.insert(hierarchy, Walked { at, whole_at: None, containers: Vec::new() });
             return;
         };
-        if now.duration_since(*last) >= SWEEP_INTERVAL
+        if now.duration_since(walked.at) >= SWEEP_INTERVAL
             && let Some(mount) = self.hierarchies.mount(hierarchy).map(Path::to_owned)
         {
-            self.walk(hierarchy, &mount, now);
+            self.walk(hierarchy, &mount, now, Depth::Whole);
         }
     }
 
-    /// Learns every cgroup below `mount`, marks those that are gone, and forgets those gone for long.
-    fn walk(&mut self, hierarchy: Hierarchy, mount: &Path, now: Instant) {
+    /// Learns the cgroups below `mount`, marks those that are gone, and forgets those gone for long.
+    fn walk(&mut self, hierarchy: Hierarchy, mount: &Path, now: Instant, depth: Depth) {
         self.walks += 1;
-        self.walked.insert(hierarchy, now);
+        let last_whole = self.walked.get(&hierarchy).and_then(|walked| walked.whole_at);
+        let whole_at = last_whole
+            .filter(|last| depth == Depth::Containers && now.duration_since(*last) < SWEEP_INTERVAL)
+            .unwrap_or(now);
+        let is_known_leaf = |id: u64| {
+            let entry = self.known.get(&CgroupId { hierarchy, id });
+            whole_at != now && entry.is_some_and(|entry| entry.is_leaf && entry.container.is_some())
+        };
+        let found = directories(mount, is_known_leaf);
         for (cgroup, entry) in &mut self.known {
             if cgroup.hierarchy == hierarchy && entry.gone_since.is_none() {
                 entry.gone_since = Some(now);
             }
         }
-        for (id, path) in directories(mount) {
+        let (mut containers, mut seen) = (Vec::new(), HashSet::new());
+        for Directory { id, path, is_leaf } in found {
             let cgroup = CgroupId { hierarchy, id };
-            match self.known.get_mut(&cgroup) {
-                Some(entry) if *entry.path == *path => entry.gone_since = None,
-                // A v1 cgroup can be renamed.
-                _ => self.remember(cgroup, &path),
+            // A v1 cgroup can be renamed.
+            if self.known.get(&cgroup).is_none_or(|entry| *entry.path != *path) {
+                self.remember(cgroup, &path);
+            }
+            let Some(entry) = self.known.get_mut(&cgroup) else { continue };
+            (entry.gone_since, entry.is_leaf) = (None, is_leaf);
+            // A directory comes before those below it, so the first of an id is the outermost. One id in two places
+            // would be one series twice.
+            if entry.container.is_some() && seen.insert(Arc::clone(&entry.labels[3])) {
+                containers.push(cgroup);
             }
         }
         self.known
             .retain(|_, entry| entry.gone_since.is_none_or(|since| now.duration_since(since) < KEEP_GONE));
         self.unknown.retain(|_, since| now.duration_since(*since) < UNKNOWN_FOR);
+        self.walked.insert(hierarchy, Walked { at: now, whole_at: Some(whole_at), containers });
     }
 
     fn remember(&mut self, cgroup: CgroupId, path: &str) {
@@ -188,7 +263,8 @@ impl Identities {
         let container = parse_container(path).map(Arc::new);
         let labels = container.as_ref().map_or_else(|| self.host_labels.clone(), |it| labels_of(it));
         self.unknown.remove(&cgroup);
-        self.known.insert(cgroup, Entry { path: path.into(), container, labels, gone_since: None });
+        self.known
+            .insert(cgroup, Entry { path: path.into(), container, labels, gone_since: None, is_leaf: false });
     }
 }
 
@@ -202,13 +278,18 @@ fn labels_of(container: &ContainerIdentity) -> [Arc<str>; 4] {
     ]
 }
 
-/// Inode and path of `mount` and every directory below it, at most [`PATHS_MAX`]. Those that vanish meanwhile or
-/// cannot be read are left out.
-fn directories(mount: &Path) -> Vec<(u64, String)> {
-    let mut found = Vec::new();
-    if let Ok(root) = std::fs::metadata(mount) {
-        found.push((std::os::unix::fs::MetadataExt::ino(&root), "/".to_owned()));
-    }
+/// A directory of a cgroup tree.
+struct Directory {
+    id: u64,
+    path: String,
+    is_leaf: bool,
+}
+
+/// `mount` and every directory below it, at most [`PATHS_MAX`], each before those below it. Those that vanish
+/// meanwhile or cannot be read are left out, and those that `is_known_leaf` are not looked into.
+fn directories(mount: &Path, is_known_leaf: impl Fn(u64) -> bool) -> Vec<Directory> {
+    let Ok(root) = std::fs::metadata(mount) else { return Vec::new() };
+    let mut found = vec![Directory { id: root.ino(), path: "/".to_owned(), is_leaf: false }];
     let mut pending: Vec<PathBuf> = vec![mount.to_owned()];
     while let Some(directory) = pending.pop() {
         let Ok(entries) = std::fs::read_dir(&directory) else { continue };
@@ -218,10 +299,15 @@ fn directories(mount: &Path) -> Vec<(u64, String)> {
             }
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let path = entry.path();
+                // The kernel counts a directory's link from its parent, its own, and one from each directory in it.
+                let is_leaf = is_known_leaf(entry.ino()) || entry.metadata().is_ok_and(|it| it.nlink() == 2);
                 if let Ok(relative) = path.strip_prefix(mount) {
-                    found.push((entry.ino(), format!("/{}", relative.to_string_lossy())));
+                    let path = format!("/{}", relative.to_string_lossy());
+                    found.push(Directory { id: entry.ino(), path, is_leaf });
                 }
-                pending.push(path);
+                if !is_leaf {
+                    pending.push(path);
+                }
             }
         }
     }

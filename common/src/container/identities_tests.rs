@@ -121,6 +121,51 @@ fn memory_is_bounded_and_room_is_made_of_what_is_gone() {
 }
 
 #[test]
+fn lists_each_live_container_once_by_its_outermost_cgroup() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    let other = ID.replace('0', "f");
+    tree.add("system.slice/ssh.service");
+    let outer = tree.add(&format!("docker/{ID}"));
+    tree.add(&format!("docker/{ID}/init.scope/x"));
+    let inner = tree.add(&format!("docker/{ID}/docker/{other}"));
+    let alive = |tree: &mut Tree, second| {
+        let now = start + Duration::from_secs(second);
+        let mut all: Vec<_> = tree.identities.containers_at(Hierarchy::Unified, now).collect();
+        all.sort_by_key(|it| it.path.len());
+        all.into_iter().map(|it| (it.cgroup, it.labels[3].to_string())).collect::<Vec<_>>()
+    };
+    let both = [(outer, ID.to_owned()), (inner, other)];
+    tree.add(&format!("z/z/z/left-behind/z/z/z/z/z/z/z/z/docker/{ID}"));
+    tree.add(&format!("z/{ID}"));
+    assert_eq!(alive(&mut tree, 0).len(), 2, "one id is one container, wherever else a cgroup has its name");
+    tree.remove("z");
+    tree.identities.walked.clear();
+    assert_eq!(alive(&mut tree, 0), both);
+    tree.remove(&format!("docker/{ID}/docker"));
+    assert_eq!(alive(&mut tree, 0), both, "one walk a second is enough");
+    assert_eq!(alive(&mut tree, 1), both[..1]);
+    tree.remove(&format!("docker/{ID}"));
+    assert_eq!(alive(&mut tree, 2), []);
+    assert_eq!(tree.identities.walks(), 4);
+}
+
+#[test]
+fn a_container_inside_a_leaf_container_is_found_by_the_next_whole_walk() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    tree.add(&format!("docker/{ID}"));
+    let count = |tree: &mut Tree, second| {
+        tree.identities.containers_at(Hierarchy::Unified, start + Duration::from_secs(second)).count()
+    };
+    assert_eq!(count(&mut tree, 0), 1);
+    tree.add(&format!("docker/{ID}/docker/{}", ID.replace('0', "f")));
+    tree.add(&format!("docker/{}", ID.replace('0', "e")));
+    assert_eq!(count(&mut tree, 1), 2, "a new neighbour is found at once");
+    assert_eq!(count(&mut tree, 60), 3);
+}
+
+#[test]
 fn ids_of_two_hierarchies_are_kept_apart() {
     let mut tree = Tree::new();
     let a = tree.add("a");
@@ -175,9 +220,9 @@ fn resolves_real_cgroups_of_this_machine() {
         let Some(mount) = hierarchies.mount(hierarchy) else { continue };
         let Some(parent) = RealCgroup::new(mount, hierarchy.name()) else { continue };
         let Some(container) = RealCgroup::new(&parent.0, &format!("docker-{ID}.scope")) else { continue };
-        let by_walk = directories(mount).into_iter().find(|(id, _)| *id == container.id());
+        let by_walk = directories(mount, |_| false).into_iter().find(|it| it.id == container.id());
         let relative = format!("/{}", container.0.strip_prefix(mount).unwrap().display());
-        assert_eq!(by_walk.map(|(_, path)| path).as_ref(), Some(&relative), "{hierarchy:?}");
+        assert_eq!(by_walk.map(|it| it.path).as_ref(), Some(&relative), "{hierarchy:?}");
         let mut identities = Identities::new(&Paths::default());
         let cgroup = CgroupId { hierarchy, id: container.id() };
         assert_eq!(identities.path(cgroup).as_deref(), Some(relative.as_str()), "{hierarchy:?}");

@@ -1,4 +1,4 @@
-//! Content negotiation by the Accept header (RFC 9110), for the two formats that exist.
+//! Content negotiation by the Accept header (RFC 9110), for the three formats that exist.
 
 /// A form of exposition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,6 +7,8 @@ pub enum Format {
     Text,
     /// OpenMetrics 1.0.
     OpenMetrics,
+    /// Delimited protobuf, with native histograms.
+    Protobuf,
 }
 
 impl Format {
@@ -15,6 +17,9 @@ impl Format {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
         }
     }
 }
@@ -22,7 +27,7 @@ impl Format {
 /// More ranges than any client sends; the rest is not looked at.
 const RANGES_MAX: usize = 32;
 
-/// The format that the client wants most. Only an explicit wish gives OpenMetrics: a wildcard, an unknown type
+/// The format that the client wants most. Only an explicit wish gives another than text: a wildcard, an unknown type
 /// and a header that does not parse give text, which every client reads.
 pub fn negotiate(accept: Option<&str>) -> Format {
     let Some(accept) = accept else { return Format::Text };
@@ -46,13 +51,16 @@ fn range(text: &str) -> Option<(Option<Format>, f64)> {
     if kind.is_empty() || subtype.is_empty() {
         return None;
     }
-    let (mut quality, mut version) = (1.0, None);
+    let mut quality = 1.0;
+    let (mut version, mut proto, mut encoding) = (None, None, None);
     for parameter in parts.filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=')?;
         let value = value.trim().trim_matches('"');
         match name.trim().to_ascii_lowercase().as_str() {
             "q" => quality = value.parse().ok().filter(|quality| (0.0..=1.0).contains(quality))?,
             "version" => version = Some(value),
+            "proto" => proto = Some(value),
+            "encoding" => encoding = Some(value),
             _ => {}
         }
     }
@@ -60,6 +68,10 @@ fn range(text: &str) -> Option<(Option<Format>, f64)> {
     let format = match (kind.as_str(), version) {
         ("application/openmetrics-text", None | Some("1.0.0")) => Some(Format::OpenMetrics),
         ("text/plain", None | Some("0.0.4")) | ("*/*" | "text/*", _) => Some(Format::Text),
+        ("application/vnd.google.protobuf", _) => {
+            let is_ours = proto == Some("io.prometheus.client.MetricFamily") && encoding == Some("delimited");
+            is_ours.then_some(Format::Protobuf)
+        }
         _ => None,
     };
     Some((format, quality))
@@ -73,8 +85,21 @@ mod tests {
     fn picks_the_format_with_the_highest_quality() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;\
                           version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        // What Prometheus 2.40 and newer send with native histograms enabled.
+        let native = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,\
+                      application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        let newest = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;\
+                      escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;\
+                      q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        let protobuf = "application/vnd.google.protobuf";
         for (accept, format) in [
             (prometheus, Format::OpenMetrics),
+            (native, Format::Protobuf),
+            (newest, Format::Protobuf),
+            (protobuf, Format::Text),
+            (&format!("{protobuf};proto=io.prometheus.client.MetricFamily"), Format::Text),
+            (&format!("{protobuf};proto=io.prometheus.client.MetricFamily;encoding=text"), Format::Text),
+            (&format!("{protobuf};proto=other;encoding=delimited"), Format::Text),
             ("application/openmetrics-text", Format::OpenMetrics),
             ("Application/OpenMetrics-Text; Version=\"1.0.0\"", Format::OpenMetrics),
             ("application/openmetrics-text;q=0.4, text/plain;q=0.5", Format::Text),

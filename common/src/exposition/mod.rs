@@ -1,9 +1,11 @@
 //! How does a scrape look on the wire, and which form did the client ask for?
 
 pub mod openmetrics;
+pub mod protobuf;
 pub mod text;
 
 mod accept;
+mod registry;
 
 pub use accept::{Format, negotiate};
 

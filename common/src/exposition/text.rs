@@ -98,6 +98,11 @@ fn push(out: &mut String, arguments: std::fmt::Arguments<'_>) {
 
 /// Backslash and newline, and in label values the quote too.
 fn escape(text: &str, quotes: bool, out: &mut String) {
+    // Nearly every text is plain, and this is where most of the writer's time would go.
+    if !text.bytes().any(|byte| matches!(byte, b'\\' | b'\n' | b'"')) {
+        out.push_str(text);
+        return;
+    }
     for part in text.split_inclusive(['\\', '\n', '"']) {
         let special = part.chars().next_back().filter(|last| matches!(last, '\\' | '\n' | '"'));
         let plain = special.map_or(part, |special| &part[..part.len() - special.len_utf8()]);

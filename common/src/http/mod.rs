@@ -1,19 +1,26 @@
 //! How do the binaries answer HTTP: a small server for reading requests, and the endpoints all three have.
 
+mod encoding;
 mod listen;
 mod observability;
 mod query;
+mod requests;
 mod server;
+mod web;
 
-pub use listen::bind;
+pub use listen::{activated, bind};
 pub use observability::Observability;
-pub use server::{Server, serve};
+pub use requests::{REQUESTS, count_requests};
+pub use server::{Server, serve, serve_protected};
+pub use web::WebConfig;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// An answer; its body is whole, since everything we serve fits in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
@@ -29,7 +36,14 @@ pub struct Request {
     pub query: Vec<(String, String)>,
     /// The headers.
     pub headers: hyper::HeaderMap,
+    /// When it had come in whole; it may have waited since.
+    pub received: Instant,
 }
+
+/// How long Prometheus will wait for this answer.
+const SCRAPE_TIMEOUT: &str = "x-prometheus-scrape-timeout-seconds";
+/// More than any configured timeout; a larger one is a mistake.
+const SCRAPE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 impl Request {
     /// All values of a query parameter, in order.
@@ -40,6 +54,14 @@ impl Request {
     /// A header that is text.
     pub fn header(&self, name: hyper::header::HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// How long the scraper says that it waits for the whole answer; `None` when it does not say, or not in a way that
+    /// makes sense.
+    pub fn scrape_timeout(&self) -> Option<Duration> {
+        let seconds: f64 = self.headers.get(SCRAPE_TIMEOUT)?.to_str().ok()?.trim().parse().ok()?;
+        let timeout = Duration::try_from_secs_f64(seconds).ok()?;
+        (!timeout.is_zero()).then(|| timeout.min(SCRAPE_TIMEOUT_MAX))
     }
 }
 
@@ -81,6 +103,22 @@ pub enum HttpError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// systemd passed no socket that can be served.
+    #[error(
+        "no socket was passed by systemd, as --web.systemd-socket wants it: {why}; start it by a .socket unit"
+    )]
+    Activation {
+        /// What was found.
+        why: String,
+    },
+    /// The web configuration cannot be used.
+    #[error("the web configuration {} cannot be used: {why}", path.display())]
+    WebConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The listener cannot be used.
     #[error("the HTTP server cannot use its socket: {0}")]
     Socket(#[from] std::io::Error),
@@ -105,8 +143,8 @@ pub fn json(value: &impl Serialize) -> Response {
 }
 
 /// An answer of any type.
-pub fn typed(status: u16, content_type: &'static str, body: String) -> Response {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+pub fn typed(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() =
         hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -1,6 +1,7 @@
 //! The endpoints that every binary has: metrics, probes, health, readiness, and a page that links them.
 
-use super::{Handler, Request, Response, html, json, text, typed};
+use super::encoding::compressed;
+use super::{Handler, Request, Response, count_requests, html, json, text, typed};
 use crate::exposition::{self, Format, negotiate};
 use crate::metric::Samples;
 use hyper::header::ACCEPT;
@@ -49,15 +50,17 @@ impl Observability {
 }
 
 /// Writes the samples in the format that the client asked for.
-fn encode(samples: Samples, request: &Request) -> Response {
+fn encode(mut samples: Samples, request: &Request) -> Response {
+    count_requests(&mut samples);
     let format = negotiate(request.header(ACCEPT));
     let body = match format {
-        Format::Text => Ok(exposition::text::encode(&samples)),
-        Format::OpenMetrics => exposition::openmetrics::encode_owned(samples),
+        Format::Text => Some(exposition::text::encode(&samples).into_bytes()),
+        Format::OpenMetrics => exposition::openmetrics::encode_owned(samples).ok().map(String::into_bytes),
+        Format::Protobuf => exposition::protobuf::encode_owned(samples).ok(),
     };
     match body {
-        Ok(body) => typed(200, format.content_type(), body),
-        Err(_) => text(500, "The metrics cannot be written.\n"),
+        Some(body) => compressed(typed(200, format.content_type(), ""), body, request),
+        None => text(500, "The metrics cannot be written.\n"),
     }
 }
 

@@ -1,18 +1,21 @@
-//! The server: HTTP/1 over TCP, with a bound on everything that a client could make grow.
+//! The server: HTTP/1 over TCP or TLS, with a bound on everything that a client could make grow.
 
-use super::{Handler, HttpError, Request, Response, query, text};
+use super::web::Settings;
+use super::{Handler, HttpError, Request, Response, WebConfig, query, requests, text};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderValue};
+use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use std::convert::Infallible;
 use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 /// Connections at once; further ones wait in the kernel's backlog.
 const CONNECTIONS_MAX: usize = 256;
@@ -20,6 +23,8 @@ const CONNECTIONS_MAX: usize = 256;
 const REQUESTS_MAX: usize = 40;
 /// A client must send its whole header in this time, or be gone; so must an idle connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that has not agreed on keys by then is gone.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest buffer for a header; scrapers send less than 1 KiB.
 const HEADER_BYTES_MAX: usize = 32 << 10;
 /// A client that takes nothing of its answer for so long is cut off, or its answer would stay in memory.
@@ -35,6 +40,7 @@ pub struct Server {
     handler: Handler,
     requests: Option<Arc<Semaphore>>,
     connections: Arc<Semaphore>,
+    web: Option<Arc<WebConfig>>,
     write_timeout: Duration,
 }
 
@@ -43,7 +49,12 @@ impl Server {
     pub fn new(handler: Handler, requests_max: usize) -> Self {
         let requests = (requests_max > 0).then(|| Arc::new(Semaphore::new(requests_max)));
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { handler, requests, connections, write_timeout: WRITE_TIMEOUT }
+        Self { handler, requests, connections, web: None, write_timeout: WRITE_TIMEOUT }
+    }
+
+    /// With TLS, users, headers and a rate limit as the web configuration says; with `None` everybody may ask.
+    pub fn protected_by(self, web: Option<Arc<WebConfig>>) -> Self {
+        Self { web, ..self }
     }
 
     #[cfg(test)]
@@ -81,21 +92,9 @@ impl Server {
                 },
             };
             bound_writes(&stream, self.write_timeout);
-            let server = self.clone();
-            let service = service_fn(move |request| {
-                let server = server.clone();
-                async move { Ok::<_, Infallible>(server.answer(request).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(HEADER_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), service);
-            let connection = graceful.watch(connection);
+            let (server, watcher) = (self.clone(), graceful.watcher());
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection ended early");
-                }
+                server.connection(stream, watcher).await;
                 drop(permit);
             });
         }
@@ -105,6 +104,64 @@ impl Server {
             tracing::warn!("some HTTP clients did not take their answer in time");
         }
         Ok(())
+    }
+
+    async fn connection(self, stream: TcpStream, watcher: Watcher) {
+        let tls = self.web.as_ref().and_then(|web| web.current().tls.clone());
+        let Some(tls) = tls else { return self.exchange(stream, watcher).await };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {
+            Ok(Ok(stream)) => self.exchange(stream, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a client could not agree on TLS"),
+            Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
+        }
+    }
+
+    async fn exchange(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, watcher: Watcher) {
+        let service = service_fn(move |request| {
+            let server = self.clone();
+            async move {
+                let response = server.admit(request).await;
+                requests::count(response.status());
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(HEADER_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+
+    /// Answers whom the web configuration lets in, in the order in which exporter-toolkit looks: rate, headers, user.
+    async fn admit(&self, request: hyper::Request<Incoming>) -> Response {
+        let Some(settings) = self.web.as_ref().map(|web| web.current()) else {
+            return self.answer(request).await;
+        };
+        if settings.limiter.as_ref().is_some_and(|limiter| !limiter.allows()) {
+            return text(429, "Too Many Requests\n");
+        }
+        let mut response = if self.is_admitted(&settings, &request).await {
+            self.answer(request).await
+        } else {
+            let mut response = text(401, "Unauthorized\n");
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
+            response
+        };
+        for (name, value) in &settings.headers {
+            response.headers_mut().insert(name, value.clone());
+        }
+        response
+    }
+
+    async fn is_admitted(&self, settings: &Settings, request: &hyper::Request<Incoming>) -> bool {
+        if settings.users.is_empty() {
+            return true;
+        }
+        let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        settings.users.admit(authorization).await
     }
 
     async fn answer(&self, request: hyper::Request<Incoming>) -> Response {
@@ -126,6 +183,7 @@ impl Server {
             path: query::decode(parts.uri.path(), false),
             query: query::pairs(parts.uri.query().unwrap_or_default()),
             headers: parts.headers,
+            received: Instant::now(),
         };
         let handler = Arc::clone(&self.handler);
         let answer = tokio::task::spawn_blocking(move || {
@@ -168,5 +226,18 @@ pub async fn serve(
     handler: Handler,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), HttpError> {
-    Server::new(handler, REQUESTS_MAX).serve(listener, shutdown).await
+    serve_protected(listener, handler, None, shutdown).await
+}
+
+/// As [`serve`], for those whom the web configuration lets in.
+///
+/// # Errors
+/// As [`Server::serve`].
+pub async fn serve_protected(
+    listener: std::net::TcpListener,
+    handler: Handler,
+    web: Option<Arc<WebConfig>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), HttpError> {
+    Server::new(handler, REQUESTS_MAX).protected_by(web).serve(listener, shutdown).await
 }

@@ -12,6 +12,7 @@ fn request(target: &str, host: Option<&'static str>) -> Request {
         path: path.to_owned(),
         query: pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         headers: Default::default(),
+        received: std::time::Instant::now(),
     };
     if let Some(host) = host {
         request.headers.insert("host", host.parse().unwrap());

@@ -230,7 +230,8 @@ mod tests {
     fn another_name_for_this_machine_is_refused() {
         let request = |host: &str| {
             let headers = [(HOST, HeaderValue::from_str(host).unwrap())].into_iter().collect();
-            Request { method: hyper::Method::GET, path: "/".into(), query: Vec::new(), headers }
+            let received = std::time::Instant::now();
+            Request { method: hyper::Method::GET, path: "/".into(), query: Vec::new(), headers, received }
         };
         for good in ["localhost", "localhost:10852", "127.0.0.1:1", "[::1]:10852", "[::1]"] {
             check_host(&request(good)).unwrap();
