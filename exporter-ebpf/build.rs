@@ -2,50 +2,35 @@
 //!
 //! The inputs are this folder, clang and libbpf's headers: nothing of the kernel that runs the build.
 
+#[path = "build/clang.rs"]
+mod clang;
+
 use bindgen::callbacks::{DeriveTrait, ImplementsTrait, IntKind, ParseCallbacks};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
-/// Newest first; 14 is the oldest whose objects load on every kernel of the matrix.
-const CLANG_NAMES: [&str; 9] =
-    ["clang-22", "clang-21", "clang-20", "clang-19", "clang-18", "clang-17", "clang-16", "clang", "clang-14"];
 /// Headers whose types all probes share; they become `crate::abi`.
 const SHARED_HEADERS: [&str; 2] = ["record.h", "histogram.h"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for input in ["build.rs", "include", "src/probes"] {
+    for input in ["build.rs", "build", "include", "src/probes"] {
         println!("cargo::rerun-if-changed={input}");
     }
-    println!("cargo::rerun-if-env-changed=BPF_CLANG");
 
-    let clang = clang();
+    let clang = clang::find();
     let mut sources = Vec::new();
     find_sources(Path::new("src/probes"), &mut sources);
     sources.sort();
     for source in &sources {
         let folder = source.parent().expect("a source lies in a probe's folder");
         let name = folder.file_name().and_then(|name| name.to_str()).expect("folder names are ASCII");
-        compile(&clang, source, folder, &out.join(format!("{name}.bpf.o")));
+        clang.compile(source, &[Path::new("include"), folder], &out.join(format!("{name}.bpf.o")));
         let header = folder.join(format!("{name}.h"));
         bind(&[header], "use crate::abi::*;", &out.join(format!("{name}.rs")));
     }
     let shared: Vec<PathBuf> = SHARED_HEADERS.iter().map(|name| Path::new("include").join(name)).collect();
     bind(&shared, "", &out.join("abi.rs"));
-}
-
-fn clang() -> String {
-    if let Ok(clang) = env::var("BPF_CLANG") {
-        return clang;
-    }
-    let works = |name: &&&str| {
-        Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success())
-    };
-    CLANG_NAMES.iter().find(works).map_or_else(
-        || panic!("no clang was found; install it (apt-get install clang llvm libclang-dev libbpf-dev), or name it in BPF_CLANG"),
-        ToString::to_string,
-    )
 }
 
 fn find_sources(folder: &Path, sources: &mut Vec<PathBuf>) {
@@ -58,38 +43,6 @@ fn find_sources(folder: &Path, sources: &mut Vec<PathBuf>) {
             sources.push(path);
         }
     }
-}
-
-fn compile(clang: &str, source: &Path, folder: &Path, object: &Path) {
-    let architecture = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
-        Ok("x86_64") => "x86",
-        Ok("aarch64") => "arm64",
-        other => panic!("kpulse has no BPF programs for the architecture {other:?}"),
-    };
-    let status = Command::new(clang)
-        .args([
-            "-O2",
-            "-g",
-            "-Wall",
-            "-Werror",
-            "-mcpu=v3",
-            "-nostdinc",
-            "-fno-stack-protector",
-            "-fno-ident",
-        ])
-        .args(["--target=bpfel", "-ffile-prefix-map=src/probes=."])
-        .arg(format!("-D__TARGET_ARCH_{architecture}"))
-        .args(["-I", "include", "-I"])
-        .arg(folder)
-        .args(["-idirafter", "/usr/include", "-c"])
-        .arg(source)
-        .arg("-o")
-        .arg(object)
-        .status()
-        .unwrap_or_else(|error| panic!("cannot run {clang}: {error}"));
-    assert!(status.success(), "{clang} could not compile {}", source.display());
-    // Drops DWARF and keeps BTF, which halves the object; without the tool the object is larger and works as well.
-    let _ = Command::new(clang.replace("clang", "llvm-strip")).arg("-g").arg(object).status();
 }
 
 /// Rust types of the headers, each with its size asserted, and marked as plain bytes.

@@ -69,10 +69,53 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+struct cfs_rq {
+	struct rq *rq;
+};
+
+struct rq {
+	unsigned int nr_running;
+	struct cfs_rq cfs;
+	__u64 prev_steal_time_rq;
+};
+
+struct sched_entity {
+	struct cfs_rq *cfs_rq;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct inode {
+	__u16 i_mode;
+};
+
+struct file {
+	struct inode *f_inode;
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
 struct task_struct {
+	unsigned int flags;
+	struct files_struct *files;
 	int pid;
 	int tgid;
 	unsigned int __state;
+	int exit_state;
+	int on_cpu;
+	unsigned long nvcsw;
+	unsigned long nivcsw;
+	struct sched_entity se;
 	struct css_set *cgroups;
 	char comm[16];
 };
@@ -80,6 +123,29 @@ struct task_struct {
 /* Before 5.14 (2f064a59a1). */
 struct task_struct___state {
 	volatile long state;
+};
+
+struct timerqueue_node {
+	__s64 expires;
+};
+
+struct hrtimer_clock_base {
+	int clockid;
+};
+
+struct hrtimer {
+	struct timerqueue_node node;
+	struct hrtimer_clock_base *base;
+	__u8 is_soft;
+};
+
+/* Since 7.x. */
+struct timerqueue_linked_node {
+	__s64 expires;
+};
+
+struct hrtimer___linked {
+	struct timerqueue_linked_node node;
 };
 
 struct gendisk {
@@ -91,8 +157,17 @@ struct request_queue {
 	struct gendisk *disk;
 };
 
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
 struct bio {
 	void *bi_private;
+	struct blkcg_gq *bi_blkg;
 };
 
 struct request {
@@ -107,6 +182,38 @@ struct request {
 /* Before 5.17 (f3fa33acca9f). */
 struct request___rq_disk {
 	struct gendisk *rq_disk;
+};
+
+struct block_device {
+	__u32 bd_dev;
+};
+
+/* journal_t of jbd2, which is a module on some kernels: then no BTF that we read has it. */
+struct journal_s {
+	struct block_device *j_fs_dev;
+};
+
+struct super_block {
+	__u32 s_dev;
+};
+
+/* Of XFS, which is a module on most kernels. */
+struct xfs_mount {
+	struct super_block *m_super;
+};
+
+struct xlog {
+	struct xfs_mount *l_mp;
+};
+
+enum xlog_iclog_state {
+	XLOG_STATE_ACTIVE,
+	XLOG_STATE_DIRTY = 5,
+};
+
+struct xlog_in_core {
+	struct xlog *ic_log;
+	enum xlog_iclog_state ic_state;
 };
 
 struct mem_cgroup {
@@ -129,17 +236,79 @@ struct net_device {
 	char name[16];
 	int ifindex;
 	possible_net_t nd_net;
+	struct netdev_queue *_tx;
 };
 
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
 
+struct sock_common {
+	volatile unsigned char skc_state;
+	__u16 skc_num;
+	possible_net_t skc_net;
+};
+
+typedef struct {
+	int owned;
+} socket_lock_t;
+
+struct sk_buff_head {
+	struct sk_buff *next;
+};
+
 struct sock {
+	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
+	struct sk_buff_head sk_receive_queue;
+	__u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
+/* Before 5.15 (8520e224f547). */
+struct sock_cgroup_data___val {
+	__u64 val;
+};
+
+struct sock___val {
+	struct sock_cgroup_data___val sk_cgrp_data;
+};
+
+struct udp_sock {
+	struct sk_buff_head reader_queue;
+};
+
+struct inet_connection_sock {
+	__u8 icsk_ca_state : 5;
+};
+
+struct tcp_sock {
+	__u32 srtt_us;
+	__u32 chrono_start;
+	__u32 chrono_stat[3];
+	__u8 chrono_type : 2;
+};
+
+struct tcp_skb_cb {
+	__u16 tcp_gso_segs;
+};
+
+struct Qdisc_ops {
+	char id[16];
+};
+
+struct Qdisc {
+	void *enqueue;
+	const struct Qdisc_ops *ops;
+};
+
+struct netdev_queue {
+	struct net_device *dev;
+	struct Qdisc *qdisc;
+};
+
 struct sk_buff {
+	struct sk_buff *next;
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;
@@ -148,7 +317,22 @@ struct sk_buff {
 	__u16 network_header;
 	unsigned char *head;
 	int skb_iif;
+	__u64 skb_mstamp_ns;
+	__s64 tstamp;
+	char cb[48];
 };
+
+#ifdef __TARGET_ARCH_x86
+struct pt_regs {
+	unsigned long di;
+	unsigned long orig_ax;
+};
+#else
+struct pt_regs {
+	__u64 regs[31];
+	__s32 syscallno;
+};
+#endif
 
 #pragma clang attribute pop
 
@@ -157,6 +341,19 @@ struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
 
-struct bpf_perf_event_data;
+struct bpf_iter__task {
+	void *meta;
+	struct task_struct *task; /* NULL after the last one */
+};
+
+#if defined(__TARGET_ARCH_x86)
+#define REGISTERS_BEFORE_IP 16
+#elif defined(__TARGET_ARCH_arm64)
+#define REGISTERS_BEFORE_IP 32
+#endif
+struct bpf_perf_event_data {
+	__u64 registers[REGISTERS_BEFORE_IP];
+	__u64 ip;
+};
 
 #endif

@@ -161,7 +161,8 @@ impl<T: Total> ByContainer<T> {
     }
 }
 
-fn other() -> [Arc<str>; 4] {
+/// Labels of what belongs to containers that could not be told apart.
+pub(crate) fn other() -> [Arc<str>; 4] {
     ["".into(), "".into(), OTHER.into(), "".into()]
 }
 

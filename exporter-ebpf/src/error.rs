@@ -52,7 +52,12 @@ pub(crate) fn program_error(error: &ProgramError) -> String {
             let verdict = last.map(|line| format!(" (verifier: {line})")).unwrap_or_default();
             format!("{io_error}{verdict}{}", hint(io_error))
         }
-        other => one_line(other),
+        other => {
+            let text = one_line(other);
+            // The words of aya, which has no error of its own for it.
+            let needs_mount = text.contains("tracefs not found");
+            text + if needs_mount { "; mount it: mount -t tracefs tracefs /sys/kernel/tracing" } else { "" }
+        }
     }
 }
 

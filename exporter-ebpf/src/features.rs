@@ -24,6 +24,10 @@ pub enum Feature {
     KernelSymbols,
     /// Reasons of packet drops. Since 5.17; before, the kernel function that dropped stands for it.
     DropReasons,
+    /// The journal of ext4 and OCFS2, built in or loaded.
+    Jbd2,
+    /// XFS, built in or loaded.
+    Xfs,
 }
 
 impl Feature {
@@ -55,6 +59,8 @@ impl Feature {
                 Ok(_) => Err("the kernel gives no reason for a dropped packet; use Linux 5.17 or newer".into()),
                 Err(error) => Err(format!("cannot read the kernel's types: {error}")),
             },
+            Self::Jbd2 => has_file_system(paths, "jbd2"),
+            Self::Xfs => has_file_system(paths, "xfs"),
         }
     }
 
@@ -66,6 +72,8 @@ impl Feature {
             Self::CpuClock => "CPU clock samples",
             Self::KernelSymbols => "kernel symbols",
             Self::DropReasons => "drop reasons",
+            Self::Jbd2 => "journals of ext4",
+            Self::Xfs => "XFS",
         }
     }
 
@@ -76,6 +84,8 @@ impl Feature {
             Self::CpuClock => "CPU profiles",
             Self::KernelSymbols => "names in kernel stacks",
             Self::DropReasons => "the reason of a dropped packet: the kernel function stands for it",
+            Self::Jbd2 => "commits of the journal of ext4",
+            Self::Xfs => "waits for the journal of XFS",
         }
     }
 }
@@ -105,6 +115,14 @@ pub fn doctor(paths: &Paths) -> Vec<Finding> {
         }
     };
     Feature::ALL.into_iter().map(finding).collect()
+}
+
+/// A file system shows itself under `/proc/fs` as soon as its code is there.
+fn has_file_system(paths: &Paths, name: &str) -> Result<(), String> {
+    if paths.procfs.join("fs").join(name).exists() {
+        return Ok(());
+    }
+    Err(format!("this kernel has no {name}, or not yet; restart after its module is loaded"))
 }
 
 fn refused(what: &str, error: &io::Error) -> String {

@@ -9,8 +9,13 @@ pub enum Attach {
     RawTp(&'static str),
     /// Tracepoint by category and name, as tracefs lists it: also those of modules, whose types no BTF of ours has.
     Tracepoint(&'static str, &'static str),
-    /// The software event `cpu_clock` on every CPU that is online.
-    CpuClock,
+    /// The return of a kernel function, with its arguments and its result.
+    Fexit(&'static str),
+    /// The software event `cpu_clock` on every CPU that is online, so many times a second; `None` = as often as
+    /// the process samples.
+    CpuClock(Option<u64>),
+    /// Iterator over the kernel's objects of a kind; it runs when a [`crate::scan::Scan`] is.
+    Iter(&'static str),
 }
 
 impl Attach {
@@ -20,7 +25,9 @@ impl Attach {
             Self::TpBtf(_) => "tp_btf",
             Self::RawTp(_) => "raw_tp",
             Self::Tracepoint(..) => "tracepoint",
-            Self::CpuClock => "perf_event",
+            Self::Fexit(_) => "fexit",
+            Self::CpuClock(_) => "perf_event",
+            Self::Iter(_) => "iter",
         }
     }
 }
@@ -49,9 +56,24 @@ pub const fn tracepoint(program: &'static str, category: &'static str, name: &'s
     Attempt { program, attach: Attach::Tracepoint(category, name) }
 }
 
-/// `program` on the CPU clock of every CPU.
+/// `program` on the return of a kernel function.
+pub const fn fexit(program: &'static str, function: &'static str) -> Attempt {
+    Attempt { program, attach: Attach::Fexit(function) }
+}
+
+/// `program` on the CPU clock of every CPU, as often as the process samples.
 pub const fn cpu_clock(program: &'static str) -> Attempt {
-    Attempt { program, attach: Attach::CpuClock }
+    Attempt { program, attach: Attach::CpuClock(None) }
+}
+
+/// `program` on the CPU clock of every CPU, `hz` times a second.
+pub const fn cpu_clock_at(program: &'static str, hz: u64) -> Attempt {
+    Attempt { program, attach: Attach::CpuClock(Some(hz)) }
+}
+
+/// `program` as an iterator over objects such as `task`.
+pub const fn iter(program: &'static str, objects: &'static str) -> Attempt {
+    Attempt { program, attach: Attach::Iter(objects) }
 }
 
 /// One fact that the probe must learn of: the first attempt that loads and attaches wins.

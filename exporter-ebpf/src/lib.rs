@@ -5,19 +5,24 @@
 mod abi;
 pub mod btf;
 pub mod collect;
+pub mod devices;
 pub mod error;
 pub mod features;
 pub mod hook;
+pub mod keyed;
 pub mod loader;
 pub mod maps;
+pub mod net_devices;
 pub mod probe;
 pub mod probes;
 pub mod record;
 pub mod ring;
+pub mod scan;
+mod statistics;
 pub mod symbols;
 
 pub use error::ProbeError;
 pub use features::{Finding, doctor};
-pub use loader::{HookStatus, LoadOptions, ProbeSet, ProbeState, ProbeStatus};
+pub use loader::{HookStatus, LoadOptions, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS};
 pub use probe::{Collector, EventDef, Probe, Want};
 pub use ring::{EventStream, Fact, Loss};

@@ -6,6 +6,7 @@ use crate::features::Feature;
 use crate::hook::{Attach, Attempt, Hook};
 use crate::maps::Maps;
 use crate::probe::{Collector, Kernel, Probe, Want};
+use crate::statistics::{self, Statistics};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -18,7 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 /// Kernel enumerations that probes name numbers by.
-const ENUMERATIONS: [&str; 2] = ["skb_drop_reason", "qdisc_drop_reason"];
+const ENUMERATIONS: [&str; 3] = ["skb_drop_reason", "qdisc_drop_reason", "sk_rst_reason"];
 
 const PROBE_UP: MetricDef =
     MetricDef::gauge("kpulse_probe_up", "Whether the probe is attached.", &[Label::Named("probe")]);
@@ -27,6 +28,12 @@ const PROBE_INFO: MetricDef = MetricDef::gauge(
     "Where the probe is attached, and by which kind of program.",
     &[Label::Named("probe"), Label::Named("hook"), Label::Named("kind")],
 );
+
+/// The families that [`ProbeSet::self_metrics`] fills.
+pub const SELF_METRICS: &[MetricDef] = &{
+    let [runs, seconds, entries, capacity] = statistics::METRICS;
+    [PROBE_UP, PROBE_INFO, runs, seconds, entries, capacity]
+};
 
 /// How a process wants its probes.
 #[derive(Debug, Clone)]
@@ -128,6 +135,8 @@ pub(crate) struct Loaded {
 
 /// The probes of one process.
 pub struct ProbeSet {
+    /// Before the probes, so that it ends before they do.
+    statistics: Option<Statistics>,
     pub(crate) loaded: Vec<Loaded>,
     pub(crate) types: KernelTypes,
     pub(crate) paths: Paths,
@@ -139,7 +148,7 @@ impl ProbeSet {
         let host = Host::read(options);
         let offered = probes.iter().filter(|probe| probe.offers(options.want));
         let loaded = offered.map(|probe| load(probe, options, &host)).collect();
-        Self { loaded, types: host.types, paths: options.paths.clone() }
+        Self { statistics: None, loaded, types: host.types, paths: options.paths.clone() }
     }
 
     /// Every probe that was wanted, and how it is.
@@ -182,7 +191,16 @@ impl ProbeSet {
         &self.types
     }
 
-    /// `kpulse_probe_up` and `kpulse_probe_info`.
+    /// Starts to tell what the probes cost. `begin` runs on the thread that counts, for example to give up capabilities:
+    /// it needs CAP_SYS_ADMIN alone.
+    pub fn watch_cost(&mut self, begin: impl FnOnce() + Send + 'static) {
+        match Statistics::start(&self.loaded, begin) {
+            Ok(statistics) => self.statistics = Some(statistics),
+            Err(error) => tracing::warn!(%error, "what the probes cost is not told"),
+        }
+    }
+
+    /// `kpulse_probe_up` and `kpulse_probe_info`; after [`ProbeSet::watch_cost`] also what the probes cost.
     pub fn self_metrics(&self, out: &mut Samples) {
         for loaded in &self.loaded {
             let is_up = loaded.state == ProbeState::Active;
@@ -192,6 +210,9 @@ impl ProbeSet {
             for hook in &loaded.hooks {
                 out.number(&PROBE_INFO, &[loaded.probe.name, hook.hook, hook.kind], 1.0);
             }
+        }
+        if let Some(statistics) = &self.statistics {
+            statistics.tell(out);
         }
     }
 }
@@ -253,7 +274,8 @@ fn needs<'h>(probe: &Probe, options: &LoadOptions, host: &'h Host) -> Result<&'h
 
 fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf) -> Result<(), ProbeError> {
     let probe = loaded.probe;
-    let kernel = Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy };
+    let kernel =
+        Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy, hooks: &[] };
     let mut ebpf = load_object(probe, options, loaded.hierarchy, btf)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
     for hook in probe.hooks {
@@ -264,6 +286,7 @@ fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf
         }
     }
     if options.want == Want::Metrics {
+        let kernel = Kernel { hooks: &loaded.hooks, ..kernel };
         loaded.collector = probe.collector.map(|make| make(&Maps(&ebpf), &kernel)).transpose()?;
     }
     loaded.ebpf = Some(ebpf);
@@ -346,13 +369,19 @@ fn attach_program(
             program.load()?;
             program.attach(category, name).map(drop)
         }
-        (Attach::CpuClock, Program::PerfEvent(program)) => {
+        (Attach::Fexit(function), Program::FExit(program)) => {
+            program.load(function, btf)?;
+            program.attach().map(drop)
+        }
+        (Attach::Iter(objects), Program::Iter(program)) => program.load(objects, btf),
+        (Attach::CpuClock(hz), Program::PerfEvent(program)) => {
             program.load()?;
+            let policy = SamplePolicy::Frequency(hz.unwrap_or(options.sample_hz));
             let clock = PerfEventConfig::Software(SoftwareEvent::CpuClock);
             let cpus = aya::util::online_cpus().map_err(|(_, error)| ProgramError::IOError(error))?;
             for cpu in cpus {
                 let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-                program.attach(clock, scope, SamplePolicy::Frequency(options.sample_hz), false)?;
+                program.attach(clock, scope, policy, false)?;
             }
             Ok(())
         }

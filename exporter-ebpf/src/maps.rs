@@ -14,7 +14,7 @@ const LOOKUP_ELEM: i32 = 1;
 const UPDATE_ELEM: i32 = 2;
 const DELETE_ELEM: i32 = 3;
 const GET_NEXT_KEY: i32 = 4;
-const LOOKUP_BATCH: i32 = 24;
+pub(crate) const LOOKUP_BATCH: i32 = 24;
 const LOOKUP_AND_DELETE_BATCH: i32 = 25;
 /// What the kernel says where a map type has no batch operations; not among the errors of user space.
 const ENOTSUPP: i32 = 524;
@@ -250,18 +250,18 @@ impl ElementAttributes {
 /// `struct { … } batch` in `union bpf_attr`.
 #[repr(C)]
 #[derive(Default)]
-struct BatchAttributes {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    element_flags: u64,
-    flags: u64,
+pub(crate) struct BatchAttributes {
+    pub(crate) in_batch: u64,
+    pub(crate) out_batch: u64,
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    pub(crate) count: u32,
+    pub(crate) map_fd: u32,
+    pub(crate) element_flags: u64,
+    pub(crate) flags: u64,
 }
 
-fn bpf<A>(command: i32, attributes: &A) -> io::Result<()> {
+pub(crate) fn bpf<A>(command: i32, attributes: &A) -> io::Result<()> {
     // SAFETY: the attributes point to buffers that live through the call and have the sizes that the map's types
     // give them; the kernel writes back only into those and into the attributes' own fields.
     let outcome = unsafe {

@@ -4,6 +4,7 @@ use crate::btf::KernelTypes;
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::Hook;
+use crate::loader::HookStatus;
 use crate::maps::Maps;
 use crate::record::{Decoded, Names};
 use kpulse_common::container::{Hierarchy, Identities};
@@ -46,6 +47,8 @@ pub struct Probe {
     pub globals: fn(&Thresholds) -> Globals,
     /// Fills the maps that the programs read from the start, before anything attaches.
     pub prepare: fn(&Maps, &Kernel<'_>) -> Result<(), ProbeError>,
+    /// Whether the exporter loads it unless it is switched off: false for what costs more than most want to pay.
+    pub is_default: bool,
     /// The families that the collector fills.
     pub metrics: &'static [MetricDef],
     /// The events that its ring carries.
@@ -67,6 +70,7 @@ impl Probe {
         sized_by_containers: &[],
         globals: |_| Vec::new(),
         prepare: |_, _| Ok(()),
+        is_default: true,
         metrics: &[],
         events: &[],
         collector: None,
@@ -91,6 +95,15 @@ pub struct Kernel<'a> {
     pub paths: &'a Paths,
     /// The hierarchy of the probe's controller.
     pub hierarchy: Hierarchy,
+    /// What attached; nothing yet while the probe prepares its maps.
+    pub hooks: &'a [HookStatus],
+}
+
+impl Kernel<'_> {
+    /// Whether a hook of the probe attached: without an optional one, its series are absent and not zero.
+    pub fn has_hook(&self, name: &str) -> bool {
+        self.hooks.iter().any(|status| status.hook == name)
+    }
 }
 
 /// Reads a probe's maps. Called once per scrape; bounded by the capacity of the maps.

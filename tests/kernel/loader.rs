@@ -3,13 +3,18 @@
 use super::*;
 use std::path::PathBuf;
 
+/// Probes of file systems that a machine need not have; without one the probe is disabled.
+const FILE_SYSTEMS: [&str; 2] = ["jbd2", "xfs_log"];
+
 #[test]
 fn every_probe_is_active_on_this_kernel() {
     needs_root!();
     for want in [Want::Metrics, Want::Events, Want::Samples] {
         for status in ProbeSet::load(probes::ALL, &wanting(want)).status() {
             println!("{} {} {:?}", status.name, status.state, status.hooks);
-            assert_eq!(status.state, ProbeState::Active, "{}", status.name);
+            let is_absent =
+                FILE_SYSTEMS.contains(&status.name) && matches!(status.state, ProbeState::Disabled { .. });
+            assert!(is_absent || status.state == ProbeState::Active, "{}: {}", status.name, status.state);
         }
     }
 }
@@ -34,16 +39,10 @@ fn a_probe_that_cannot_attach_stops_no_other() {
     needs_root!();
     let options = LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) };
     let set = ProbeSet::load(probes::ALL, &options);
-    for status in set.status() {
-        match status.name {
-            "runqueue_latency" => assert_eq!(status.state, ProbeState::Active),
-            _ => assert!(
-                matches!(&status.state, ProbeState::Failed { why } if why.contains("avoided")),
-                "{}",
-                status.state
-            ),
-        }
-    }
+    let state = |name| set.status().into_iter().find(|status| status.name == name).map(|status| status.state);
+    assert_eq!(state("runqueue_latency"), Some(ProbeState::Active), "it has raw tracepoints too");
+    let failed = state("block_io").expect("it was wanted");
+    assert!(matches!(&failed, ProbeState::Failed { why } if why.contains("avoided")), "{failed}");
     let mut samples = Samples::default();
     set.self_metrics(&mut samples);
     assert_eq!(number(&samples, "kpulse_probe_up", &["runqueue_latency"]), Some(1.0));
@@ -61,7 +60,8 @@ fn programs_for_cgroup_v1_load_on_a_v2_host_too() {
     for want in [Want::Metrics, Want::Events, Want::Samples] {
         let options = LoadOptions { paths: paths.clone(), ..wanting(want) };
         for status in ProbeSet::load(probes::ALL, &options).status() {
-            assert_eq!(status.state, ProbeState::Active, "{}", status.name);
+            // A file system that is not there is no matter of cgroups.
+            assert!(!matches!(status.state, ProbeState::Failed { .. }), "{}: {}", status.name, status.state);
         }
     }
 }

@@ -4,11 +4,30 @@
 //! Needs root; says so and skips without.
 
 mod block_io;
+mod burn;
+mod compaction;
 mod cpu_sample;
 mod direct_reclaim;
+mod hardirq;
+mod irqs_off;
+mod jbd2;
+mod kswapd;
 mod loader;
+mod oom_kill;
 mod packet_drop;
+mod qdisc;
+mod receive;
 mod runqueue_latency;
+mod soft_lockup;
+mod softirq;
+mod statistics;
+mod task_state;
+mod tcp_connect;
+mod tcp_reset;
+mod tcp_retransmit;
+mod transmit;
+mod tx_timeout;
+mod xfs_log;
 
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Samples, Value};
@@ -64,6 +83,15 @@ fn count(samples: &Samples, family: &str, labels: &[&str]) -> u64 {
     }
 }
 
+/// The sum of the series whose labels contain all of `labels`.
+fn total(samples: &Samples, family: &str, labels: &[&str]) -> u64 {
+    let families = samples.families().iter().filter(|candidate| candidate.def.name == family);
+    let has_all =
+        |have: &[std::sync::Arc<str>]| labels.iter().all(|label| have.iter().any(|value| &**value == *label));
+    let series = families.flat_map(|family| &family.series).filter(|series| has_all(&series.labels));
+    series.map(|series| if let Value::Count(count) = series.value { count } else { 0 }).sum()
+}
+
 fn identities() -> Identities {
     Identities::new(&Paths::default())
 }
@@ -90,6 +118,16 @@ fn assert_sum_closes(set: ProbeSet, events: &mut EventStream, delivered: usize) 
     let lost: u64 = events.losses().iter().map(|loss| loss.count).sum();
     let produced: u64 = events.produced().iter().map(|(_, count)| count).sum();
     assert_eq!(produced, delivered as u64 + lost, "losses: {:?}", events.losses());
+}
+
+/// Mounts tracefs where the machine has it not, for as long as the value lives.
+fn tracefs() -> Option<kpulse_tests::disk::Mount> {
+    let point = std::path::Path::new("/sys/kernel/tracing");
+    if point.join("events").exists() {
+        return None;
+    }
+    let source = std::path::Path::new("tracefs");
+    Some(kpulse_tests::disk::Mount::at(source, point, "tracefs", "").expect("root may mount"))
 }
 
 /// Returns from the test when the process may not load BPF programs.

@@ -1,6 +1,8 @@
 //! Dropped packets: provoked on loopback, compared with what was sent.
 
 use super::*;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::network;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
@@ -38,10 +40,41 @@ fn counts_datagrams_that_nobody_listens_for() {
     let mut set = load(NAME, &wanting(Want::Metrics));
     let reason = no_socket(has_reasons(&set), "127.0.0.1");
     let mut identities = identities();
-    let before = count(&scrape(&mut set, NAME, &mut identities), FAMILY, &[reason, "udp"]);
+    let before = total(&scrape(&mut set, NAME, &mut identities), FAMILY, &[reason, "udp"]);
     send_to_closed_port("127.0.0.1").expect("loopback is up");
-    let after = count(&scrape(&mut set, NAME, &mut identities), FAMILY, &[reason, "udp"]);
+    let after = total(&scrape(&mut set, NAME, &mut identities), FAMILY, &[reason, "udp"]);
     assert!(after >= before + DATAGRAMS, "{before} before, {after} after {DATAGRAMS} more");
+}
+
+/// Sends datagrams that nobody reads, until the receiver has room for no more; how many were lost.
+fn overfill() -> std::io::Result<Vec<u64>> {
+    let receiver = UdpSocket::bind("127.0.0.1:0")?;
+    let sender = UdpSocket::bind("127.0.0.1:0")?;
+    sender.connect(receiver.local_addr()?)?;
+    kpulse_tests::until("lost datagrams", || {
+        (0..100).try_for_each(|_| sender.send(&[0; 1024]).map(drop)).expect("it is connected");
+        (network::counter("Udp", "RcvbufErrors").expect("a counter") >= 20).then_some(())
+    });
+    Ok(vec![network::counter("Udp", "RcvbufErrors")?])
+}
+
+#[test]
+fn datagrams_that_find_no_room_are_their_receivers() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xab).expect("a cgroup can be made");
+    let mut identities = identities();
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let before = total(&scrape(&mut set, NAME, &mut identities), FAMILY, &["udp"]);
+    let lost = network::in_namespace(Some(&container), overfill).expect("the work goes well")[0];
+    let after = scrape(&mut set, NAME, &mut identities);
+    let tells_receiver = set.status()[0].hooks[0].program == "kfree_skb_with_socket";
+    if tells_receiver && !container.is_v1() {
+        let id = Cgroup::id(0xab);
+        assert_eq!(count(&after, FAMILY, &["SOCKET_RCVBUFF", "udp", &id]), lost);
+        assert_eq!(total(&after, FAMILY, &["udp", &id]), lost);
+    } else {
+        assert!(total(&after, FAMILY, &["udp"]) >= before + lost, "{lost} lost");
+    }
 }
 
 fn event_tells_the_flow(address: &str) {

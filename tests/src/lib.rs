@@ -2,9 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 pub mod cgroup;
+pub mod disk;
 pub mod http;
+pub mod kernel_log;
 pub mod load;
+pub mod network;
+pub mod pressure;
 pub mod process;
+pub mod shaper;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

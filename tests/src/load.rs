@@ -29,6 +29,73 @@ pub fn in_child(cgroup: Option<&Cgroup>, work: impl FnOnce() -> io::Result<()>) 
     (pid.unsigned_abs(), waited == pid && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
 }
 
+/// A forked child that works until it is dropped.
+pub struct Worker {
+    pid: libc::pid_t,
+}
+
+impl Worker {
+    /// Runs `work` in a forked child, in a cgroup if one is given, and goes on; see [`in_child`].
+    pub fn start(cgroup: Option<&Cgroup>, work: impl FnOnce() -> io::Result<()>) -> Self {
+        // SAFETY: the child runs on its own copy of this one thread's memory and leaves by _exit.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
+        if pid == 0 {
+            end_with_parent();
+            let outcome = cgroup.map_or(Ok(()), Cgroup::enter).and_then(|()| work());
+            // SAFETY: ends this process only.
+            unsafe { libc::_exit(i32::from(outcome.is_err())) };
+        }
+        Self { pid }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.unsigned_abs()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // SAFETY: the child was not waited for, so the pid is ours; a null status is allowed.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+/// Has the calling child killed when the thread ends that made it, so that none outlives a test.
+fn end_with_parent() {
+    // SAFETY: prctl takes numbers only here, and cannot fail for a valid signal.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+/// Sleeps until a child of vfork ends, which takes `time`: in state D, as no file or device is needed for.
+pub fn sleep_uninterruptibly(time: Duration) -> io::Result<()> {
+    // SAFETY: like fork, the child has its own copy of the memory, sleeps and leaves by _exit.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) };
+    if pid == 0 {
+        end_with_parent();
+        std::thread::sleep(time);
+        // SAFETY: ends this process only.
+        unsafe { libc::_exit(0) };
+    }
+    let pid = libc::pid_t::try_from(pid).unwrap_or(-1);
+    // SAFETY: `pid` is our child; a null status is allowed.
+    if unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } == pid {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Gives the calling thread a name, of 15 bytes at most.
+pub fn rename(name: &std::ffi::CStr) {
+    // SAFETY: the name is a C string that lives through the call.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
 /// Lets the calling thread run on one CPU only.
 pub fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: an empty set is valid, and `set` lives through both calls.

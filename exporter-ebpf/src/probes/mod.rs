@@ -4,13 +4,35 @@
 pub mod block {
     pub mod block_io;
 }
+/// File systems.
+pub mod fs {
+    pub mod jbd2;
+    pub mod xfs_log;
+}
+/// Interrupts.
+pub mod irq {
+    pub mod hardirq;
+    pub mod irqs_off;
+    pub mod soft_lockup;
+    pub mod softirq;
+}
 /// Memory management.
 pub mod memory {
+    pub mod compaction;
     pub mod direct_reclaim;
+    pub mod kswapd;
+    pub mod oom_kill;
 }
 /// Networking.
 pub mod net {
     pub mod packet_drop;
+    pub mod qdisc;
+    pub mod receive;
+    pub mod tcp_connect;
+    pub mod tcp_reset;
+    pub mod tcp_retransmit;
+    pub mod transmit;
+    pub mod tx_timeout;
 }
 /// Profiling.
 pub mod profile {
@@ -19,6 +41,7 @@ pub mod profile {
 /// The scheduler.
 pub mod sched {
     pub mod runqueue_latency;
+    pub mod task_state;
 }
 
 use crate::probe::Probe;
@@ -26,10 +49,27 @@ use crate::probe::Probe;
 /// Every probe.
 pub const ALL: &[&Probe] = &[
     &block::block_io::PROBE,
+    &fs::jbd2::PROBE,
+    &fs::xfs_log::PROBE,
+    &irq::hardirq::PROBE,
+    &irq::irqs_off::PROBE,
+    &irq::soft_lockup::PROBE,
+    &irq::softirq::PROBE,
+    &memory::compaction::PROBE,
     &memory::direct_reclaim::PROBE,
+    &memory::kswapd::PROBE,
+    &memory::oom_kill::PROBE,
     &net::packet_drop::PROBE,
+    &net::qdisc::PROBE,
+    &net::receive::PROBE,
+    &net::tcp_connect::PROBE,
+    &net::tcp_reset::PROBE,
+    &net::tcp_retransmit::PROBE,
+    &net::transmit::PROBE,
+    &net::tx_timeout::PROBE,
     &profile::cpu_sample::PROBE,
     &sched::runqueue_latency::PROBE,
+    &sched::task_state::PROBE,
 ];
 
 /// The compiled object of a probe, aligned as the ELF parser needs it.

@@ -3,7 +3,7 @@
  * Block I/O latency: d2c from the driver's start to completion, q2c from the bio's queueing to completion, tag wait
  * and scheduler included.
  * Hooks: block_bio_queue (bio -> who and when), block_rq_complete; block_rq_issue only where the kernel does not
- * note a request's start itself. Key: device and operation.
+ * note a request's start itself. Keys: device and operation; the I/O's owner and operation.
  */
 #include "probe.h"
 #include "compat.h"
@@ -45,6 +45,32 @@ struct {
 	__type(key, __u32);
 	__type(value, struct block_io_value);
 } zero_value SEC(".maps");
+
+/*
+ * Bound: three times the loader's container_max. Key 0 of each operation holds what found no room. One value for all
+ * CPUs: a copy for each would take the memory of a hundred devices, for what completes a few times a millisecond.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1536);
+	__type(key, struct block_io_owner_key);
+	__type(value, struct block_io_owner_value);
+} owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct block_io_owner_value);
+} zero_owner SEC(".maps");
+
+/* Bound: devices times operations times statuses. Errors beyond it are counted in `losses`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct block_io_error_key);
+	__type(value, __u64);
+} errors SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -120,15 +146,21 @@ static __always_inline struct block_io_value *value_of(struct block_io_key *key)
 	return bpf_map_lookup_elem(&latency, key);
 }
 
-static __always_inline void count(struct block_io_key *key, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes, int error)
+static __always_inline void count_lost(void)
+{
+	__u32 zero = 0;
+	__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
+
+	if (lost)
+		__sync_fetch_and_add(lost, 1);
+}
+
+static __always_inline void count(struct block_io_key *key, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes)
 {
 	struct block_io_value *value = value_of(key);
-	__u32 zero = 0;
 
 	if (!value) {
-		__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-		if (lost)
-			__sync_fetch_and_add(lost, 1);
+		count_lost();
 		return;
 	}
 	if (d2c_ns == UNKNOWN_U64)
@@ -140,8 +172,6 @@ static __always_inline void count(struct block_io_key *key, __u64 d2c_ns, __u64 
 	else
 		histogram_add_atomic(&value->q2c, q2c_ns);
 	__sync_fetch_and_add(&value->bytes, bytes);
-	if (error)
-		__sync_fetch_and_add(&value->errors, 1);
 }
 
 static __always_inline void count_part(struct block_io_key *key, __u32 bytes)
@@ -150,6 +180,64 @@ static __always_inline void count_part(struct block_io_key *key, __u32 bytes)
 
 	if (value)
 		__sync_fetch_and_add(&value->bytes, bytes);
+}
+
+static __always_inline void count_error(struct block_io_key *device, int status)
+{
+	struct block_io_error_key key = { .device = *device, .status = status };
+	__u64 one = 1;
+
+	if (!bpf_map_update_elem(&errors, &key, &one, BPF_NOEXIST))
+		return;
+	__u64 *known = bpf_map_lookup_elem(&errors, &key);
+	if (known)
+		__sync_fetch_and_add(known, 1);
+	else
+		count_lost();
+}
+
+/* Bios of different owners are never merged, so the first one's is the request's. A flush of its own has none. */
+static __always_inline __u64 owner_of(struct request *request)
+{
+	if (!bpf_core_field_exists(request->bio->bi_blkg))
+		return 0;
+	return request->bio->bi_blkg->blkcg->css.cgroup->kn->id;
+}
+
+static __always_inline struct block_io_owner_value *owner_value_of(struct block_io_owner_key *key)
+{
+	struct block_io_owner_value *value = bpf_map_lookup_elem(&owners, key);
+	__u32 zero = 0;
+
+	if (value)
+		return value;
+	struct block_io_owner_value *empty = bpf_map_lookup_elem(&zero_owner, &zero);
+	if (!empty)
+		return NULL;
+	bpf_map_update_elem(&owners, key, empty, BPF_NOEXIST);
+	value = bpf_map_lookup_elem(&owners, key);
+	if (value)
+		return value;
+	key->cgroup_id = 0;
+	return bpf_map_lookup_elem(&owners, key);
+}
+
+static __always_inline void count_owner(struct request *request, __u32 operation, __u64 d2c_ns, __u64 q2c_ns)
+{
+	struct block_io_owner_key key = {
+		.cgroup_id = owner_of(request),
+		.operation = operation <= OPERATION_WRITE ? operation : OPERATION_REST,
+	};
+
+	if (!key.cgroup_id)
+		return;
+	struct block_io_owner_value *value = owner_value_of(&key);
+	if (!value)
+		return;
+	if (d2c_ns != UNKNOWN_U64)
+		histogram_add_atomic(&value->d2c, d2c_ns);
+	if (q2c_ns != UNKNOWN_U64)
+		histogram_add_atomic(&value->q2c, q2c_ns);
 }
 
 static __always_inline bool is_slow(__u64 latency_ns, __u64 threshold_ns)
@@ -225,8 +313,10 @@ int BPF_PROG(block_rq_complete, struct request *request, int error, unsigned int
 		.operation = BPF_CORE_READ(request, cmd_flags) & 0xff,
 	};
 
-	/* A request may complete in parts; the last part says when it ended. */
-	if (!error && BPF_CORE_READ(request, __data_len) > bytes) {
+	if (want_metrics && error)
+		count_error(&key, error);
+	/* A request may complete in parts, each with its own error; the last part says when it ended. */
+	if (BPF_CORE_READ(request, __data_len) > bytes) {
 		if (want_metrics)
 			count_part(&key, bytes);
 		return 0;
@@ -235,8 +325,10 @@ int BPF_PROG(block_rq_complete, struct request *request, int error, unsigned int
 	__u64 d2c_ns = d2c_of(request, now_ns);
 	__u64 q2c_ns = note && now_ns > note->ns ? now_ns - note->ns : UNKNOWN_U64;
 
-	if (want_metrics)
-		count(&key, d2c_ns, q2c_ns, bytes, error);
+	if (want_metrics) {
+		count(&key, d2c_ns, q2c_ns, bytes);
+		count_owner(request, key.operation, d2c_ns, q2c_ns);
+	}
 	if (want_events && (is_slow(d2c_ns, min_d2c_ns) || is_slow(q2c_ns, min_q2c_ns)))
 		send_event(request, &key, note, d2c_ns, q2c_ns, bytes, error);
 	/* The note of a parent serves its other parts too, and leaves by age. */

@@ -1,5 +1,7 @@
 #![doc = include_str!("README.md")]
 
+use crate::collect::{ByContainer, Entry};
+use crate::devices::{BlockDevices, DeviceNumber};
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
@@ -10,13 +12,14 @@ use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, Value};
 use serde::Serialize;
-use std::collections::HashMap;
-use std::fs;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+mod status;
 
 abi!("block_io");
 
+const BY_OWNER: &[Label] = &[Label::Container, Label::Named("operation")];
 const BY_DEVICE: &[Label] = &[Label::Named("device"), Label::Named("operation")];
 const D2C: MetricDef = MetricDef::histogram(
     "kpulse_block_d2c_seconds",
@@ -28,12 +31,22 @@ const Q2C: MetricDef = MetricDef::histogram(
     "Time from queueing an I/O to its completion, waiting for a free tag and the I/O scheduler included.",
     BY_DEVICE,
 );
+const OWNER_D2C: MetricDef = MetricDef::histogram(
+    "kpulse_container_block_d2c_seconds",
+    "Time that the block requests of a container spent in the driver and the device, up to completion.",
+    BY_OWNER,
+);
+const OWNER_Q2C: MetricDef = MetricDef::histogram(
+    "kpulse_container_block_q2c_seconds",
+    "Time from queueing an I/O of a container to its completion.",
+    BY_OWNER,
+);
 const BYTES: MetricDef =
     MetricDef::counter("kpulse_block_bytes_total", "Bytes of completed block requests.", BY_DEVICE);
 const ERRORS: MetricDef = MetricDef::counter(
     "kpulse_block_errors_total",
-    "Block requests that completed with an error.",
-    BY_DEVICE,
+    "Block requests, or parts of them, that completed with an error.",
+    &[Label::Named("device"), Label::Named("operation"), Label::Named("status")],
 );
 const UNTIMED: MetricDef = MetricDef::counter(
     "kpulse_block_untimed_total",
@@ -42,7 +55,7 @@ const UNTIMED: MetricDef = MetricDef::counter(
 );
 const OVERFLOW: MetricDef = MetricDef::counter(
     "kpulse_block_overflow_total",
-    "Completed block requests that are in no series, since there are more devices than the map holds.",
+    "Completed block requests and errors that are in no series, since there are more devices than the map holds.",
     &[],
 );
 
@@ -73,13 +86,14 @@ pub const PROBE: Probe = Probe {
         Hook::any("block_rq_complete", &[tp_btf("block_rq_complete", "block_rq_complete")]),
     ],
     controller: "blkio",
+    sized_by_containers: &[("owners", abi::OWNER_OPERATIONS)],
     globals: |thresholds| {
         vec![
             ("min_d2c_ns", thresholds.block_io.min_d2c.as_nanos() as u64),
             ("min_q2c_ns", thresholds.block_io.min_q2c.as_nanos() as u64),
         ]
     },
-    metrics: &[D2C, Q2C, BYTES, ERRORS, UNTIMED, OVERFLOW],
+    metrics: &[D2C, Q2C, OWNER_D2C, OWNER_Q2C, BYTES, ERRORS, UNTIMED, OVERFLOW],
     events: &[EventDef {
         kind: "block_io_slow",
         help: "A block request took long in the device, or waited long for it.",
@@ -87,60 +101,119 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
+        let owners: Table<abi::block_io_owner_key, abi::block_io_owner_value> = maps.table("owners")?;
+        for operation in OWNER_OPERATIONS {
+            // Holds what finds no room later.
+            owners.set(&abi::block_io_owner_key { cgroup_id: 0, operation }, &Default::default())?;
+        }
         Ok(Box::new(Reader {
             latency: maps.table("latency")?,
+            errors: maps.table("errors")?,
             losses: maps.table("losses")?,
-            devices: kernel.paths.sysfs.join("dev/block"),
-            names: HashMap::new(),
+            devices: BlockDevices::new(kernel.paths),
+            owners,
+            owner_d2c: ByContainer::new(kernel.hierarchy),
+            owner_q2c: ByContainer::new(kernel.hierarchy),
         }))
     }),
     ..Probe::EMPTY
 };
 
+/// Operations that are told apart by container.
+const OWNER_OPERATIONS: [u64; abi::OWNER_OPERATIONS as usize] =
+    [abi::OPERATION_READ as u64, abi::OPERATION_WRITE as u64, abi::OPERATION_REST as u64];
+
 struct Reader {
     latency: Table<abi::block_io_key, abi::block_io_value>,
+    errors: Table<abi::block_io_error_key, u64>,
     losses: Table<u32, u64>,
-    devices: PathBuf,
-    /// Bound: the capacity of `latency`.
-    names: HashMap<(u32, u32), Arc<str>>,
+    devices: BlockDevices,
+    owners: Table<abi::block_io_owner_key, abi::block_io_owner_value>,
+    owner_d2c: ByContainer<Histogram>,
+    owner_q2c: ByContainer<Histogram>,
 }
 
 impl Reader {
-    /// The kernel's name of a device; its numbers once it is gone and was never seen.
-    fn device(&mut self, key: &abi::block_io_key) -> Arc<str> {
-        let number = format!("{}:{}", key.major, key.minor);
-        let link = fs::read_link(self.devices.join(&number)).ok();
-        let name =
-            link.as_deref().and_then(|path| path.file_name()).and_then(|name| name.to_str()).map(Arc::from);
-        let known = self.names.entry((key.major, key.minor));
-        match name {
-            Some(name) => known.insert_entry(name).get().clone(),
-            None => known.or_insert_with(|| number.into()).clone(),
+    fn collect_devices(&mut self, out: &mut Samples) -> Result<(), ProbeError> {
+        let (latency, errors) = (self.latency.entries()?, self.errors.entries()?);
+        let numbers = latency.iter().map(|(key, _)| key).chain(errors.iter().map(|(key, _)| &key.device));
+        let names = self.devices.names(numbers.map(number).collect());
+        for (key, value) in latency {
+            match &names[&number(&key)] {
+                Some(device) => report(device, &key, &value, out),
+                None => self.latency.remove(&key)?,
+            }
         }
+        // Statuses that share a name are one series.
+        let mut series: BTreeMap<[Arc<str>; 3], u64> = BTreeMap::new();
+        for (key, errors) in errors {
+            let Some(device) = &names[&number(&key.device)] else {
+                self.errors.remove(&key)?;
+                continue;
+            };
+            let labels =
+                [device.clone(), operation(key.device.operation).into(), status::name(key.status).into()];
+            *series.entry(labels).or_default() += errors;
+        }
+        for (labels, errors) in series {
+            out.push(&ERRORS, labels.to_vec(), Value::Count(errors));
+        }
+        Ok(())
+    }
+
+    fn collect_owners(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        let (mut d2c, mut q2c) = (Vec::new(), Vec::new());
+        for (key, value) in self.owners.entries()? {
+            let entry = |histogram| Entry {
+                cgroup_id: key.cgroup_id,
+                labels: vec![owner_operation(key.operation).into()],
+                total: Histogram::from(histogram),
+            };
+            d2c.push(entry(value.d2c));
+            q2c.push(entry(value.q2c));
+        }
+        let gone = self.owner_d2c.report(&OWNER_D2C, d2c, identities, out);
+        self.owner_q2c.report(&OWNER_Q2C, q2c, identities, out);
+        for cgroup_id in gone {
+            for operation in OWNER_OPERATIONS {
+                self.owners.remove(&abi::block_io_owner_key { cgroup_id, operation })?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Collector for Reader {
-    fn collect(&mut self, _: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
-        for (key, value) in self.latency.entries()? {
-            let labels = [self.device(&key), operation(key.operation).into()];
-            let mut count = |def, value| out.push(def, labels.to_vec(), value);
-            for (def, histogram) in [(&D2C, value.d2c), (&Q2C, value.q2c)] {
-                let histogram = Histogram::from(histogram);
-                if histogram.count() > 0 {
-                    count(def, Value::Histogram(Box::new(histogram)));
-                }
-            }
-            count(&BYTES, Value::Count(value.bytes));
-            count(&ERRORS, Value::Count(value.errors));
-            for (name, untimed) in [("d2c", value.d2c_untimed), ("q2c", value.q2c_untimed)] {
-                let labels = labels.iter().cloned().chain([name.into()]);
-                out.push(&UNTIMED, labels.collect(), Value::Count(untimed));
-            }
-        }
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        self.collect_devices(out)?;
+        self.collect_owners(identities, out)?;
         out.count(&OVERFLOW, &[], self.losses.get(&0)?.unwrap_or(0));
         Ok(())
     }
+}
+
+fn report(device: &Arc<str>, key: &abi::block_io_key, value: &abi::block_io_value, out: &mut Samples) {
+    let labels = [device.clone(), operation(key.operation).into()];
+    let mut count = |def, value| out.push(def, labels.to_vec(), value);
+    for (def, histogram) in [(&D2C, value.d2c), (&Q2C, value.q2c)] {
+        let histogram = Histogram::from(histogram);
+        if histogram.count() > 0 {
+            count(def, Value::Histogram(Box::new(histogram)));
+        }
+    }
+    count(&BYTES, Value::Count(value.bytes));
+    for (name, untimed) in [("d2c", value.d2c_untimed), ("q2c", value.q2c_untimed)] {
+        let labels = labels.iter().cloned().chain([name.into()]);
+        out.push(&UNTIMED, labels.collect(), Value::Count(untimed));
+    }
+}
+
+fn number(key: &abi::block_io_key) -> DeviceNumber {
+    DeviceNumber { major: key.major, minor: key.minor }
+}
+
+fn owner_operation(number: u64) -> &'static str {
+    if number == u64::from(abi::OPERATION_REST) { "other" } else { operation(number as u32) }
 }
 
 fn operation(number: u32) -> &'static str {

@@ -5,6 +5,7 @@ mod reason;
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
+use crate::keyed::KeyedByContainer;
 use crate::maps::Table;
 use crate::probe::{Collector, EventDef, Kernel, Probe};
 use crate::probes::{abi, bpf_object};
@@ -13,7 +14,7 @@ use crate::symbols::KernelSymbols;
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ abi!("packet_drop");
 const DROPS: MetricDef = MetricDef::counter(
     "kpulse_packets_dropped_total",
     "Packets that the kernel dropped, by its reason; the kernel function that dropped where it gives none.",
-    &[Label::Named("reason"), Label::Named("protocol")],
+    &[Label::Container, Label::Named("reason"), Label::Named("protocol")],
 );
 const OVERFLOW: MetricDef = MetricDef::counter(
     "kpulse_packets_dropped_overflow_total",
@@ -44,6 +45,7 @@ pub const PROBE: Probe = Probe {
         ],
     )],
     controller: "cpu",
+    sized_by_containers: &[("drops", abi::SERIES_OF_ONE)],
     prepare,
     metrics: &[DROPS, OVERFLOW],
     events: &[EventDef {
@@ -53,13 +55,14 @@ pub const PROBE: Probe = Probe {
         names: reason::names,
     }],
     collector: Some(|maps, kernel| {
-        Ok(Box::new(Reader {
-            drops: maps.table("drops")?,
-            losses: maps.table("losses")?,
-            names: reason::names(kernel.types),
-            symbols: KernelSymbols::new(kernel.paths),
-            places: HashMap::new(),
-        }))
+        let drops = KeyedByContainer::new(
+            &DROPS,
+            maps.table("drops")?,
+            kernel.hierarchy,
+            &[],
+            describe(reason::names(kernel.types), KernelSymbols::new(kernel.paths)),
+        )?;
+        Ok(Box::new(Reader { drops, losses: maps.table("losses")? }))
     }),
     ..Probe::EMPTY
 };
@@ -82,35 +85,33 @@ fn prepare(maps: &crate::maps::Maps, kernel: &Kernel<'_>) -> Result<(), ProbeErr
 }
 
 struct Reader {
-    drops: Table<abi::packet_drop_key, u64>,
+    drops: KeyedByContainer<abi::packet_drop_key, u64, u64>,
     losses: Table<u32, u64>,
-    names: Names,
-    symbols: KernelSymbols,
-    /// Functions by address, for kernels without reasons. Bound: the capacity of `drops`.
-    places: HashMap<u64, Arc<str>>,
-}
-
-impl Reader {
-    fn reason(&mut self, key: &abi::packet_drop_key) -> Arc<str> {
-        if key.location == 0 {
-            return reason::name(&self.names, key.reason).into();
-        }
-        let name = || self.symbols.names(&[key.location]).pop().unwrap_or_default().into();
-        self.places.entry(key.location).or_insert_with(name).clone()
-    }
 }
 
 impl Collector for Reader {
-    fn collect(&mut self, _: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
-        let mut series: BTreeMap<(Arc<str>, &str), u64> = BTreeMap::new();
-        for (key, count) in self.drops.entries()? {
-            *series.entry((self.reason(&key), protocol(key.ethertype, key.protocol))).or_default() += count;
-        }
-        for ((reason, protocol), count) in series {
-            out.count(&DROPS, &[&reason, protocol], count);
-        }
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        self.drops.collect(identities, out)?;
         out.count(&OVERFLOW, &[], self.losses.get(&0)?.unwrap_or(0));
         Ok(())
+    }
+}
+
+/// Names the reason and the protocol of a key; the kernel function stands for the reason where there are none.
+fn describe(
+    names: Names,
+    mut symbols: KernelSymbols,
+) -> impl FnMut(&abi::packet_drop_key) -> (u64, Vec<Arc<str>>) + Send {
+    // Functions by address. Bound: the capacity of the map.
+    let mut places: HashMap<u64, Arc<str>> = HashMap::new();
+    move |key| {
+        let reason = if key.location == 0 {
+            reason::name(&names, key.reason).into()
+        } else {
+            let name = || symbols.names(&[key.location]).pop().unwrap_or_default().into();
+            places.entry(key.location).or_insert_with(name).clone()
+        };
+        (key.cgroup_id, vec![reason, protocol(key.ethertype, key.protocol).into()])
     }
 }
 

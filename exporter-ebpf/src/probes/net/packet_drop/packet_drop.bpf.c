@@ -4,7 +4,7 @@
  * Hook: kfree_skb, with a reason since 5.17; before, the place in the kernel stands for it. Key: reason and protocol.
  */
 #include "probe.h"
-#include "cgroup.h"
+#include "socket.h"
 #include "ring.h"
 #include "packet_drop.h"
 
@@ -14,7 +14,7 @@
 #define PROTOCOL_UDP 17
 #define NO_HEADER 0xffff
 
-/* Bound: reasons times protocols seen. Drops beyond it are counted in `losses`. */
+/* Bound: the loader's container_max, times what one container meets. Drops beyond it are counted in `losses`. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 1024);
@@ -99,9 +99,10 @@ static __always_inline bool is_worth_event(struct packet *packet, __u64 location
 	return *value == WORTH_EVENT_UNLESS_TCP && packet->protocol != PROTOCOL_TCP;
 }
 
-static __always_inline void count(struct packet *packet, __u64 location, __u32 reason, bool has_reason)
+static __always_inline void count(struct packet *packet, __u64 cgroup_id, __u64 location, __u32 reason, bool has_reason)
 {
 	struct packet_drop_key key = {
+		.cgroup_id = cgroup_id,
 		.location = has_reason ? 0 : location,
 		.reason = reason,
 		.ethertype = packet->ethertype,
@@ -164,12 +165,10 @@ static __always_inline void fill_device(struct packet_drop_record *record, struc
 	bpf_core_read(record->device_name, sizeof(record->device_name), &device->name);
 }
 
-/* The container of the socket; on cgroup v1 hosts a socket does not know it. */
-static __always_inline __u64 socket_cgroup_id(struct sock *sk)
+/* The container of the socket that the packet came from or was for, where it got as far as that. */
+static __always_inline __u64 owner_of(struct sock *sk)
 {
-	if (!sk || cgroup_v1 || !bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
-		return 0;
-	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+	return sk && is_full_socket(sk) ? socket_cgroup_id(sk) : HOST_CGROUP_ID;
 }
 
 static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 location, __u32 reason, bool has_reason,
@@ -181,12 +180,14 @@ static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 loc
 	/* Below this a protocol number is a length or a local socket family: no packet. */
 	if (packet.ethertype < 0x0600)
 		return 0;
+	__u64 cgroup_id = owner_of(sk);
 	if (want_metrics)
-		count(&packet, location, reason, has_reason);
+		count(&packet, cgroup_id, location, reason, has_reason);
 	if (!want_events || !is_worth_event(&packet, location, reason, has_reason))
 		return 0;
+	/* Nobody's packet may still have been for a container. */
 	struct packet_drop_record *record =
-		ring_reserve(sizeof(*record), socket_cgroup_id(sk), UNKNOWN_U64, UNKNOWN_U64);
+		ring_reserve(sizeof(*record), cgroup_id == HOST_CGROUP_ID ? 0 : cgroup_id, UNKNOWN_U64, UNKNOWN_U64);
 	if (!record)
 		return 0;
 	header_current_task(&record->header);

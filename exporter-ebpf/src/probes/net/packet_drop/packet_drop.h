@@ -6,6 +6,8 @@
 
 /* Reasons of the kernel's core have numbers below this; larger ones belong to a subsystem. */
 #define REASONS_MAX 512
+/* Series of one container: a margin, since it meets few of the reasons. */
+#define SERIES_OF_ONE 8
 /* Functions whose drops are normal life, for kernels that give no reason. */
 #define NORMAL_RANGES 16
 
@@ -15,13 +17,14 @@
 #define WORTH_EVENT_UNLESS_TCP 2
 
 struct packet_drop_key {
+	__u64 cgroup_id; /* of the socket; 0 for what found no room */
 	__u64 location; /* 0 where the kernel gives a reason */
 	__u32 reason;
 	__u16 ethertype;
 	__u8 protocol; /* IPPROTO_*, of IPv4 and IPv6 */
 	__u8 _pad;
 };
-_Static_assert(sizeof(struct packet_drop_key) == 16, "Rust reads this layout");
+_Static_assert(sizeof(struct packet_drop_key) == 24, "Rust reads this layout");
 
 /* A kernel function, [start, end). */
 struct packet_drop_range {

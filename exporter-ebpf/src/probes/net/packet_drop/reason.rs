@@ -15,7 +15,8 @@ const ENUMERATIONS: [(&str, &str); 2] =
 
 /// Drops that tell of no fault: counted, without an event. A duplicate or late segment, a closed socket's queue, a
 /// frame for someone else, a filter on a packet socket, a neighbour that is gone.
-const NORMAL: [&str; 22] = [
+const NORMAL: [&str; 23] = [
+    "TCP_INVALID_SEQUENCE",
     "TCP_OLD_DATA",
     "TCP_OLD_ACK",
     "TCP_OLD_SEQUENCE",

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Direct compaction: an allocation of adjoining pages that had to move others out of the way itself.
+ * Hooks: mm_compaction_try_to_compact_pages at the begin of a call, mm_compaction_begin/end around each zone. No hook
+ * tells the end of a call: the task's next call counts it, or the collector when nothing followed for CALL_GAP_U64.
+ * Key: cgroup of the task. kcompactd and compact_memory make no such call, so their attempts are nobody's.
+ */
+#include "probe.h"
+#include "cgroup.h"
+#include "histogram.h"
+#include "compaction.h"
+
+/* Tasks with a call that is not counted yet. Over the bound a call is not measured, and counted in `losses`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct compaction_call);
+} calls SEC(".maps");
+
+/* Bound: the loader's container_max. Key 0 holds what found no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u64);
+	__type(value, struct histogram);
+} duration SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct histogram);
+} zero_histogram SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+static __always_inline struct histogram *duration_of(__u64 cgroup_id)
+{
+	struct histogram *histogram = bpf_map_lookup_elem(&duration, &cgroup_id);
+	__u32 zero = 0;
+
+	if (histogram)
+		return histogram;
+	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
+	if (empty && bpf_map_update_elem(&duration, &cgroup_id, empty, BPF_NOEXIST))
+		cgroup_id = 0;
+	return bpf_map_lookup_elem(&duration, &cgroup_id);
+}
+
+static __always_inline struct compaction_call *call_under_way(__u64 now_ns)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct compaction_call *call = bpf_map_lookup_elem(&calls, &tid);
+
+	return call && now_ns - call->last_ns < CALL_GAP_U64 ? call : NULL;
+}
+
+SEC("tp_btf/mm_compaction_try_to_compact_pages")
+int BPF_PROG(mm_compaction_try_to_compact_pages)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u32 tid = bpf_get_current_pid_tgid(), zero = 0;
+	struct compaction_call call = {
+		.cgroup_id = read_task_cgroup_id(task, memory_cgrp_id),
+		.last_ns = bpf_ktime_get_ns(),
+	};
+	struct compaction_call *previous = bpf_map_lookup_elem(&calls, &tid);
+
+	if (previous && previous->sum_ns) {
+		struct histogram *histogram = duration_of(previous->cgroup_id);
+		if (histogram)
+			histogram_add_atomic(histogram, previous->sum_ns);
+	}
+	if (bpf_map_update_elem(&calls, &tid, &call, BPF_ANY)) {
+		__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
+		if (lost)
+			__sync_fetch_and_add(lost, 1);
+	}
+	return 0;
+}
+
+SEC("tp_btf/mm_compaction_begin")
+int BPF_PROG(mm_compaction_begin)
+{
+	__u64 now_ns = bpf_ktime_get_ns();
+	struct compaction_call *call = call_under_way(now_ns);
+
+	if (call)
+		call->attempt_ns = call->last_ns = now_ns;
+	return 0;
+}
+
+SEC("tp_btf/mm_compaction_end")
+int BPF_PROG(mm_compaction_end)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+	struct compaction_call *call = bpf_map_lookup_elem(&calls, &tid);
+
+	if (!call || !call->attempt_ns)
+		return 0;
+	call->last_ns = bpf_ktime_get_ns();
+	call->sum_ns += call->last_ns - call->attempt_ns;
+	call->attempt_ns = 0;
+	return 0;
+}

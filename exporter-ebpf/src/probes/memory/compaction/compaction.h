@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef KPULSE_COMPACTION_H
+#define KPULSE_COMPACTION_H
+
+#include "record.h"
+#include "histogram.h"
+
+/* What follows longer after the last step of a call does not belong to it. */
+#define CALL_GAP_U64 1000000000ULL
+
+/* A task's last call of direct compaction: one attempt for each zone that it tried. */
+struct compaction_call {
+	__u64 cgroup_id;
+	__u64 sum_ns; /* of the attempts that ended */
+	__u64 attempt_ns; /* begin of the attempt under way; 0 = none is */
+	__u64 last_ns; /* of whatever happened last */
+};
+_Static_assert(sizeof(struct compaction_call) == 32, "Rust reads this layout");
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Time of packets from the device to their socket and to the program that reads it. The kernel stamps each packet
+ * while somebody holds a socket that asks for it, as the loader of this probe does: no table is needed.
+ * Hooks: tcp_probe, skb_copy_datagram_iovec, sys_enter. Key: cgroup of the socket or of the reader, and path.
+ */
+#include "probe.h"
+#include "compat.h"
+#include "socket.h"
+#include "by_cgroup.h"
+#include "receive.h"
+
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86dd
+#define MODE_TYPE 0170000
+#define MODE_SOCKET 0140000
+/* A stamp older than this is of another clock, or the clock was set. */
+#define AGE_MAX_NS 3600000000000ULL
+
+/* CLOCK_REALTIME, which stamps are of, minus CLOCK_MONOTONIC. User space keeps it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} real_offset SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1536);
+	__type(key, struct receive_key);
+	__type(value, struct histogram);
+} latency SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+static __always_inline void measure(struct sk_buff *skb, __u64 path, __u64 cgroup_id)
+{
+	struct receive_key key = { .cgroup_id = cgroup_id, .path = path };
+	__u64 stamp = BPF_CORE_READ(skb, tstamp);
+	__u32 zero = 0;
+	__u64 *offset = bpf_map_lookup_elem(&real_offset, &zero);
+
+	if (!offset)
+		return;
+	__u64 age_ns = bpf_ktime_get_ns() + *offset - stamp;
+	if (age_ns && age_ns < AGE_MAX_NS) {
+		time_by_cgroup(&latency, &key, age_ns);
+		return;
+	}
+	__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
+	if (lost)
+		__sync_fetch_and_add(lost, 1);
+}
+
+static __always_inline __u64 reader_cgroup_id(void)
+{
+	return read_task_cgroup_id((struct task_struct *)bpf_get_current_task(), cpu_cgrp_id);
+}
+
+SEC("tp_btf/tcp_probe")
+int BPF_PROG(tcp_probe, struct sock *sk, struct sk_buff *skb)
+{
+	measure(skb, TCP_TO_SOCKET, socket_cgroup_id(sk));
+	return 0;
+}
+
+static __always_inline bool carries_tcp(struct sk_buff *skb)
+{
+	__u16 ethertype = __builtin_bswap16(BPF_CORE_READ(skb, protocol));
+	unsigned char *header = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+	__u8 protocol = 0;
+
+	if (ethertype == ETHERTYPE_IPV4)
+		bpf_probe_read_kernel(&protocol, 1, header + 9);
+	else if (ethertype == ETHERTYPE_IPV6)
+		bpf_probe_read_kernel(&protocol, 1, header + 6);
+	return protocol == PROTOCOL_TCP;
+}
+
+SEC("tp_btf/skb_copy_datagram_iovec")
+int BPF_PROG(skb_copy_datagram_iovec, struct sk_buff *skb)
+{
+	if (carries_tcp(skb))
+		measure(skb, TCP_TO_USER, reader_cgroup_id());
+	return 0;
+}
+
+/* The first of a queue; NULL when it is empty and its head points to itself. */
+static __always_inline struct sk_buff *first_of(struct sk_buff_head *queue)
+{
+	struct sk_buff *first = BPF_CORE_READ(queue, next);
+
+	return (void *)first == (void *)queue ? NULL : first;
+}
+
+/* Datagrams in a queue are read through no tracepoint that all kernels have: the oldest is looked at before. */
+SEC("tp_btf/sys_enter")
+int BPF_PROG(sys_enter, struct pt_regs *registers, long number)
+{
+	if (!is_receive(number))
+		return 0;
+	struct file *file = current_file(first_argument(registers));
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & MODE_TYPE) != MODE_SOCKET)
+		return 0;
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	struct sock *sk = BPF_CORE_READ(socket, sk);
+	if (BPF_CORE_READ(sk, sk_protocol) != PROTOCOL_UDP)
+		return 0;
+	struct sk_buff *first = first_of((void *)sk + bpf_core_field_offset(struct udp_sock, reader_queue));
+	if (!first)
+		first = first_of((void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue));
+	if (first)
+		measure(first, UDP_TO_USER, reader_cgroup_id());
+	return 0;
+}

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * How TCP connections begin and what they were like: handshake, wait for accept(), and at their end round-trip time
+ * and time limited by the peer's window.
+ * Hooks: inet_sock_set_state; for accept() the kernel function, sys_exit where that cannot be hooked.
+ * Key: cgroup of the socket, and which side it is.
+ */
+#include "probe.h"
+#include "compat.h"
+#include "socket.h"
+#include "by_cgroup.h"
+#include "tcp_connect.h"
+
+/* enum tcp_chrono, which counts from 1. */
+#define CHRONO_RWND_LIMITED 2
+
+/* Length of a jiffy. */
+const volatile __u64 tick_ns = 4000000;
+
+/* Connections by socket. The least recently used gives way: its accept and its role are not known then. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct tcp_connect_start);
+} connections SEC(".maps");
+
+/* Bound of these: the loader's container_max, for each role. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1536);
+	__type(key, struct tcp_connect_key);
+	__type(value, struct histogram);
+} handshake SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1536);
+	__type(key, struct tcp_connect_key);
+	__type(value, struct histogram);
+} rtt SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u64);
+	__type(value, struct histogram);
+} accept_wait SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u64);
+	__type(value, __u64);
+} rwnd_limited SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tcp_connect_value);
+} losses SEC(".maps");
+
+static __always_inline void lose_handshake(void)
+{
+	__u32 zero = 0;
+	struct tcp_connect_value *value = bpf_map_lookup_elem(&losses, &zero);
+
+	if (value)
+		__sync_fetch_and_add(&value->handshakes, 1);
+}
+
+static __always_inline void lose_accept(void)
+{
+	__u32 zero = 0;
+	struct tcp_connect_value *value = bpf_map_lookup_elem(&losses, &zero);
+
+	if (value)
+		__sync_fetch_and_add(&value->accepts, 1);
+}
+
+static __always_inline void begin(struct sock *sk, __u64 role)
+{
+	__u64 socket = (__u64)sk;
+	struct tcp_connect_start start = {
+		.ns = bpf_ktime_get_ns(),
+		.cgroup_id = socket_cgroup_id(sk),
+		.role = role,
+	};
+
+	bpf_map_update_elem(&connections, &socket, &start, BPF_ANY);
+}
+
+static __always_inline void client_connected(struct sock *sk)
+{
+	__u64 socket = (__u64)sk, now_ns = bpf_ktime_get_ns();
+	struct tcp_connect_start *start = bpf_map_lookup_elem(&connections, &socket);
+
+	if (!start) {
+		lose_handshake();
+		return;
+	}
+	struct tcp_connect_key key = { .cgroup_id = start->cgroup_id, .role = ROLE_CLIENT };
+	time_by_cgroup(&handshake, &key, now_ns > start->ns ? now_ns - start->ns : 1);
+}
+
+static __always_inline void server_connected(struct sock *sk)
+{
+	struct tcp_sock *tcp = (void *)sk;
+	/* Of the SYN-ACK, the only sample yet; none when that was sent again or the request was a cookie. */
+	__u64 round_trip_us = BPF_CORE_READ(tcp, srtt_us) >> 3;
+	struct tcp_connect_key key = { .cgroup_id = socket_cgroup_id(sk), .role = ROLE_SERVER };
+
+	begin(sk, ROLE_SERVER);
+	if (round_trip_us)
+		time_by_cgroup(&handshake, &key, round_trip_us * 1000);
+	else
+		lose_handshake();
+}
+
+static __always_inline __u64 window_limited_ns(struct sock *sk)
+{
+	struct tcp_sock *tcp = (void *)sk;
+	__u32 ticks = BPF_CORE_READ(tcp, chrono_stat[CHRONO_RWND_LIMITED - 1]);
+
+	if (BPF_CORE_READ_BITFIELD_PROBED(tcp, chrono_type) == CHRONO_RWND_LIMITED)
+		ticks += (__u32)bpf_jiffies64() - BPF_CORE_READ(tcp, chrono_start);
+	return ticks * tick_ns;
+}
+
+static __always_inline void ended(struct sock *sk, struct tcp_connect_start *start)
+{
+	struct tcp_sock *tcp = (void *)sk;
+	__u64 round_trip_us = BPF_CORE_READ(tcp, srtt_us) >> 3, limited_ns = window_limited_ns(sk);
+	struct tcp_connect_key key = {
+		.cgroup_id = start ? start->cgroup_id : socket_cgroup_id(sk),
+		.role = start ? start->role : ROLE_UNKNOWN,
+	};
+	__u64 cgroup_id = key.cgroup_id;
+
+	if (round_trip_us)
+		time_by_cgroup(&rtt, &key, round_trip_us * 1000);
+	if (limited_ns)
+		count_by_cgroup(&rwnd_limited, &cgroup_id, limited_ns);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, struct sock *sk, int old, int new)
+{
+	__u64 socket = (__u64)sk;
+
+	if (!is_tcp(sk))
+		return 0;
+	if (new == STATE_SYN_SENT) {
+		begin(sk, ROLE_CLIENT);
+	} else if (new == STATE_ESTABLISHED && old == STATE_SYN_SENT) {
+		client_connected(sk);
+	} else if (new == STATE_ESTABLISHED && old == STATE_SYN_RECV) {
+		server_connected(sk);
+	} else if (new == STATE_CLOSE) {
+		if (old != STATE_SYN_SENT && old != STATE_SYN_RECV && old != STATE_LISTEN && old != STATE_CLOSE)
+			ended(sk, bpf_map_lookup_elem(&connections, &socket));
+		bpf_map_delete_elem(&connections, &socket);
+	}
+	return 0;
+}
+
+static __always_inline int accepted(struct sock *sk)
+{
+	__u64 socket = (__u64)sk, now_ns = bpf_ktime_get_ns();
+
+	if (!sk || !is_tcp(sk))
+		return 0;
+	struct tcp_connect_start *start = bpf_map_lookup_elem(&connections, &socket);
+	if (!start) {
+		lose_accept();
+		return 0;
+	}
+	/* On cgroup v1 nobody could tell until here whose the connection is. */
+	if (cgroup_v1)
+		start->cgroup_id = read_task_cgroup_id((struct task_struct *)bpf_get_current_task(), cpu_cgrp_id);
+	__u64 cgroup_id = start->cgroup_id;
+	time_by_cgroup(&accept_wait, &cgroup_id, now_ns > start->ns ? now_ns - start->ns : 1);
+	return 0;
+}
+
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(inet_csk_accept_with_error, struct sock *listener, int flags, int *error, bool is_kernel, struct sock *sk)
+{
+	return accepted(sk);
+}
+
+/* Since 6.10 (92ef0fd55ac8). */
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(inet_csk_accept, struct sock *listener, void *arguments, struct sock *sk)
+{
+	return accepted(sk);
+}
+
+/* Runs at the end of every system call of the machine. */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(sys_exit, struct pt_regs *registers, long result)
+{
+	if (!is_accept(system_call(registers)) || result < 0)
+		return 0;
+	struct socket *socket = BPF_CORE_READ(current_file(result), private_data);
+	return accepted(BPF_CORE_READ(socket, sk));
+}

@@ -1,0 +1,81 @@
+#![doc = include_str!("README.md")]
+
+use crate::btf::KernelTypes;
+use crate::error::ProbeError;
+use crate::hook::{Hook, tp_btf};
+use crate::keyed::KeyedByContainer;
+use crate::probe::{Collector, Probe};
+use crate::probes::{abi, bpf_object};
+use crate::record::Names;
+use kpulse_common::container::Identities;
+use kpulse_common::metric::{Label, MetricDef, Samples};
+use std::sync::Arc;
+
+abi!("tcp_reset");
+
+const RESETS: MetricDef = MetricDef::counter(
+    "kpulse_tcp_resets_total",
+    "TCP resets sent and received, and the kernel's reason for those sent where it gives one.",
+    &[Label::Container, Label::Named("direction"), Label::Named("reason")],
+);
+
+/// See the module's documentation.
+pub const PROBE: Probe = Probe {
+    name: "tcp_reset",
+    object: bpf_object!("tcp_reset"),
+    hooks: &[
+        Hook::any(
+            "tcp_send_reset",
+            &[
+                tp_btf("tcp_send_reset_with_reason", "tcp_send_reset"),
+                tp_btf("tcp_send_reset", "tcp_send_reset"),
+            ],
+        ),
+        Hook::any("tcp_receive_reset", &[tp_btf("tcp_receive_reset", "tcp_receive_reset")]),
+    ],
+    controller: "cpu",
+    sized_by_containers: &[("resets", abi::SERIES_OF_ONE)],
+    metrics: &[RESETS],
+    collector: Some(|maps, kernel| {
+        let names = names(kernel.types);
+        let rest = [abi::DIRECTION_RECEIVED, abi::DIRECTION_SENT].map(|direction| abi::tcp_reset_key {
+            cgroup_id: 0,
+            direction,
+            reason: abi::NO_REASON,
+        });
+        let describe = move |key: &abi::tcp_reset_key| {
+            (key.cgroup_id, vec![direction(key.direction).into(), reason(&names, key.reason)])
+        };
+        let table = maps.table("resets")?;
+        Ok(Box::new(Reader(KeyedByContainer::new(&RESETS, table, kernel.hierarchy, &rest, describe)?)))
+    }),
+    ..Probe::EMPTY
+};
+
+struct Reader(KeyedByContainer<abi::tcp_reset_key, u64, u64>);
+
+impl Collector for Reader {
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        self.0.collect(identities, out)
+    }
+}
+
+fn direction(number: u32) -> &'static str {
+    if number == abi::DIRECTION_SENT { "sent" } else { "received" }
+}
+
+/// Reasons have other numbers in every release: their names are the running kernel's.
+fn names(types: &KernelTypes) -> Names {
+    let reasons = types.enumeration("sk_rst_reason").into_iter().flatten();
+    reasons
+        .filter_map(|(&number, name)| Some((number, name.strip_prefix("SK_RST_REASON_")?.to_owned())))
+        .collect()
+}
+
+fn reason(names: &Names, number: u32) -> Arc<str> {
+    match names.get(&number.into()) {
+        Some(name) => name.as_str().into(),
+        None if number == abi::NO_REASON => "".into(),
+        None => format!("REASON_{number}").into(),
+    }
+}

@@ -1,0 +1,160 @@
+#![doc = include_str!("README.md")]
+
+use crate::collect::{HistogramByContainer, other};
+use crate::error::ProbeError;
+use crate::hook::{Hook, iter, raw_tp, tp_btf};
+use crate::maps::Table;
+use crate::probe::{Collector, Probe};
+use crate::probes::{abi, bpf_object};
+use crate::scan::Scan;
+use kpulse_common::container::{CgroupId, Hierarchy, Identities};
+use kpulse_common::metric::{Label, MetricDef, Samples, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+abi!("task_state");
+
+const SLEPT: MetricDef = MetricDef::histogram(
+    "kpulse_offcpu_uninterruptible_seconds",
+    "Time that tasks slept uninterruptibly (state D), until they were woken.",
+    &[Label::Container],
+);
+const UNMEASURED: MetricDef = MetricDef::counter(
+    "kpulse_offcpu_uninterruptible_unmeasured_total",
+    "Uninterruptible sleeps that are missing in the histogram, since another task's pid displaced them.",
+    &[],
+);
+const TASKS: MetricDef =
+    MetricDef::gauge("kpulse_tasks", "Tasks (threads) by state.", &[Label::Container, Label::Named("state")]);
+const HUNG: MetricDef = MetricDef::counter(
+    "kpulse_hung_tasks_total",
+    "Times that the kernel found a task in uninterruptible sleep for longer than kernel.hung_task_timeout_secs.",
+    &[],
+);
+
+/// Names of `STATE_*`.
+const STATES: [&str; abi::STATES as usize] =
+    ["running", "runnable", "interruptible", "uninterruptible", "stopped", "zombie", "idle"];
+/// Shortest time between two counts of the tasks.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// A count that took long is kept for this many times as long: counting takes at most 5 % of a CPU.
+const INTERVAL_FACTOR: u32 = 20;
+
+/// See the module's documentation.
+pub const PROBE: Probe = Probe {
+    name: "task_state",
+    object: bpf_object!("task_state"),
+    hooks: &[
+        Hook::any(
+            "sched_wakeup",
+            &[tp_btf("sched_wakeup", "sched_wakeup"), raw_tp("sched_wakeup_raw", "sched_wakeup")],
+        ),
+        Hook::any(
+            "sched_switch",
+            &[tp_btf("sched_switch", "sched_switch"), raw_tp("sched_switch_raw", "sched_switch")],
+        ),
+        Hook::optional(
+            "sched_process_hang",
+            &[
+                tp_btf("sched_process_hang", "sched_process_hang"),
+                raw_tp("sched_process_hang_raw", "sched_process_hang"),
+            ],
+        ),
+        Hook::optional("task", &[iter("count_task", "task")]),
+    ],
+    controller: "cpu",
+    sized_by_containers: &[("slept", 1), ("tasks", abi::STATES)],
+    metrics: &[SLEPT, UNMEASURED, TASKS, HUNG],
+    collector: Some(|maps, kernel| {
+        let counter = kernel.has_hook("task").then(|| Scan::open(maps, "count_task")).transpose()?;
+        let tasks = maps.table("tasks")?;
+        Ok(Box::new(Reader {
+            slept: HistogramByContainer::new(&SLEPT, maps.table("slept")?, kernel.hierarchy)?,
+            tasks: counter.map(|counter| Tasks {
+                counter,
+                table: tasks,
+                hierarchy: kernel.hierarchy,
+                counted: None,
+            }),
+            totals: maps.table("totals")?,
+            has_hangs: kernel.has_hook("sched_process_hang"),
+        }))
+    }),
+    ..Probe::EMPTY
+};
+
+struct Reader {
+    slept: HistogramByContainer,
+    tasks: Option<Tasks>,
+    totals: Table<u32, abi::task_state_value>,
+    has_hangs: bool,
+}
+
+impl Collector for Reader {
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        self.slept.collect(identities, out)?;
+        let totals = self.totals.get(&0)?.unwrap_or_default();
+        out.count(&UNMEASURED, &[], totals.displaced);
+        if self.has_hangs {
+            out.count(&HUNG, &[], totals.hangs);
+        }
+        self.tasks.as_mut().map_or(Ok(()), |tasks| tasks.collect(identities, out))
+    }
+}
+
+/// Counts the tasks when it is asked, and remembers for a while what it counted.
+struct Tasks {
+    counter: Scan,
+    table: Table<abi::task_state_key, u64>,
+    hierarchy: Hierarchy,
+    counted: Option<Counted>,
+}
+
+/// Tasks by cgroup and state.
+struct Counted {
+    until: Instant,
+    /// Bound: the capacity of the map.
+    tasks: Vec<(abi::task_state_key, u64)>,
+}
+
+impl Tasks {
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        let counted = match self.counted.take() {
+            Some(counted) if Instant::now() < counted.until => counted,
+            _ => self.count()?,
+        };
+        let mut containers: BTreeMap<[Arc<str>; 4], [u64; STATES.len()]> = BTreeMap::new();
+        for (key, tasks) in &counted.tasks {
+            let cgroup = CgroupId { hierarchy: self.hierarchy, id: key.cgroup_id };
+            let is_known = key.cgroup_id != 0 && identities.path(cgroup).is_some();
+            let labels = if is_known { identities.labels(cgroup) } else { other() };
+            if let Some(sum) = containers.entry(labels).or_default().get_mut(key.state as usize) {
+                *sum += tasks;
+            }
+        }
+        for (container, sums) in containers {
+            for (state, sum) in STATES.iter().zip(sums) {
+                // Only threads of the kernel itself are ever idle in this sense.
+                if sum > 0 || *state != "idle" {
+                    let labels = container.iter().cloned().chain([(*state).into()]);
+                    out.push(&TASKS, labels.collect(), Value::Count(sum));
+                }
+            }
+        }
+        self.counted = Some(counted);
+        Ok(())
+    }
+
+    fn count(&self) -> Result<Counted, ProbeError> {
+        let begin = Instant::now();
+        for state in 0..abi::STATES {
+            // Holds what finds no room.
+            self.table.set(&abi::task_state_key { cgroup_id: 0, state: state.into() }, &0)?;
+        }
+        self.counter.run().map_err(|source| ProbeError::Map { map: self.table.name().to_owned(), source })?;
+        let tasks = self.table.drain()?.into_iter().filter(|(_, tasks)| *tasks > 0).collect();
+        let interval = (begin.elapsed() * INTERVAL_FACTOR).max(INTERVAL_MIN);
+        Ok(Counted { until: Instant::now() + interval, tasks })
+    }
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Task states: how long tasks slept uninterruptibly (D), how many tasks are in which state, and which ones the kernel
+ * itself finds hung.
+ * Hooks: sched_switch, sched_wakeup, sched_process_hang, and the iterator over tasks. Key: the task's cgroup.
+ */
+#include "probe.h"
+#include "compat.h"
+#include "cgroup.h"
+#include "by_cgroup.h"
+#include "task_since.h"
+#include "task_state.h"
+
+/* Numbers of include/linux/sched.h that are the same since 4.14. */
+#define TASK_INTERRUPTIBLE 0x1
+#define TASK_UNINTERRUPTIBLE 0x2
+#define TASK_STOPPED_OR_TRACED 0xc
+#define TASK_PARKED 0x40
+#define TASK_NOLOAD 0x400
+/* A task in one of these cannot be woken by a signal either: TASK_RTLOCK_WAIT (5.15) and TASK_FROZEN (6.1). */
+#define TASK_LIKE_UNINTERRUPTIBLE 0x9000
+
+/* Bound: the loader's container_max. Key 0 holds what found no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u64);
+	__type(value, struct histogram);
+} slept SEC(".maps");
+
+/* Filled by one run of the iterator, and emptied behind it. Bound: STATES times the loader's container_max. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 3584);
+	__type(key, struct task_state_key);
+	__type(value, __u64);
+} tasks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct task_state_value);
+} totals SEC(".maps");
+
+static __always_inline struct task_state_value *totals_here(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&totals, &zero);
+}
+
+/* A task that is preempted on its way to sleep has the state already and is runnable all the same. */
+static __always_inline void switched(bool preempt, __u32 state, __u32 tid)
+{
+	if (preempt || !(state & TASK_UNINTERRUPTIBLE) || state & TASK_NOLOAD)
+		return;
+	if (since_set(tid, bpf_ktime_get_ns())) {
+		struct task_state_value *total = totals_here();
+		if (total)
+			__sync_fetch_and_add(&total->displaced, 1);
+	}
+}
+
+static __always_inline void woke(__u64 cgroup_id, __u64 begin_ns)
+{
+	/* CPUs' clocks may differ by a little: a sleep that ends before it began was none. */
+	__s64 slept_ns = bpf_ktime_get_ns() - begin_ns;
+
+	time_by_cgroup(&slept, &cgroup_id, slept_ns > 0 ? slept_ns : 1);
+}
+
+SEC("tp_btf/sched_switch")
+int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev)
+{
+	switched(preempt, task_state(prev), prev->pid);
+	return 0;
+}
+
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(sched_wakeup, struct task_struct *task)
+{
+	__u64 begin_ns = since_take(task->pid);
+
+	if (begin_ns)
+		woke(task_cgroup_id(task, cpu_cgrp_id), begin_ns);
+	return 0;
+}
+
+SEC("raw_tp/sched_switch")
+int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *prev = (void *)context->args[1];
+
+	switched(context->args[0] & 1, read_task_state(prev), BPF_CORE_READ(prev, pid));
+	return 0;
+}
+
+SEC("raw_tp/sched_wakeup")
+int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *task = (void *)context->args[0];
+	__u64 begin_ns = since_take(BPF_CORE_READ(task, pid));
+
+	if (begin_ns)
+		woke(read_task_cgroup_id(task, cpu_cgrp_id), begin_ns);
+	return 0;
+}
+
+static __always_inline int hung(void)
+{
+	struct task_state_value *total = totals_here();
+
+	if (total)
+		__sync_fetch_and_add(&total->hangs, 1);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_hang")
+int BPF_PROG(sched_process_hang)
+{
+	return hung();
+}
+
+SEC("raw_tp/sched_process_hang")
+int sched_process_hang_raw(struct bpf_raw_tracepoint_args *context)
+{
+	return hung();
+}
+
+/* In the order in which /proc decides. */
+static __always_inline __u64 state_of(struct task_struct *task)
+{
+	__u32 state = task_state(task);
+
+	if (task->exit_state)
+		return STATE_ZOMBIE;
+	if (state & TASK_PARKED || (state & TASK_UNINTERRUPTIBLE && state & TASK_NOLOAD))
+		return STATE_IDLE;
+	if (state & TASK_INTERRUPTIBLE)
+		return STATE_INTERRUPTIBLE;
+	if (state & (TASK_UNINTERRUPTIBLE | TASK_LIKE_UNINTERRUPTIBLE))
+		return STATE_UNINTERRUPTIBLE;
+	if (state & TASK_STOPPED_OR_TRACED)
+		return STATE_STOPPED;
+	return task_on_cpu(task) ? STATE_RUNNING : STATE_RUNNABLE;
+}
+
+SEC("iter/task")
+int count_task(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+
+	if (!task)
+		return 0;
+	struct task_state_key key = { .cgroup_id = task_cgroup_id(task, cpu_cgrp_id), .state = state_of(task) };
+	count_by_cgroup(&tasks, &key, 1);
+	return 0;
+}

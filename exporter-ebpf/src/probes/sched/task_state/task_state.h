@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#ifndef KPULSE_TASK_STATE_H
+#define KPULSE_TASK_STATE_H
+
+#include "histogram.h"
+
+#define STATE_RUNNING 0
+#define STATE_RUNNABLE 1
+#define STATE_INTERRUPTIBLE 2
+#define STATE_UNINTERRUPTIBLE 3
+#define STATE_STOPPED 4
+#define STATE_ZOMBIE 5
+#define STATE_IDLE 6
+#define STATES 7
+
+struct task_state_key {
+	__u64 cgroup_id;
+	__u64 state;
+};
+_Static_assert(sizeof(struct task_state_key) == 16, "Rust reads this layout");
+
+struct task_state_value {
+	__u64 hangs; /* reported by the kernel */
+	__u64 displaced; /* tasks whose time in D state is not measured, since another's pid has the same low bits */
+};
+_Static_assert(sizeof(struct task_state_value) == 16, "Rust reads this layout");
+
+#endif

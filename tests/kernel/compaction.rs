@@ -1,0 +1,97 @@
+//! Direct compaction for huge pages, against the kernel's own count of stalls.
+
+use super::*;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::pressure::{page_cache, vmstat};
+use kpulse_tests::{load, skip, until};
+use std::time::Instant;
+use std::{fs, io};
+
+const NAME: &str = "compaction";
+const FAMILY: &str = "kpulse_compaction_duration_seconds";
+const HUGE: usize = 2 << 20;
+
+/// Touches memory of which each huge page may come from direct compaction.
+fn touch_huge_pages(container: &Cgroup, count: usize) -> bool {
+    let (_, went_well) = load::in_child(Some(container), || {
+        // SAFETY: a new private mapping at an address of the kernel's choice; the child's exit unmaps it.
+        unsafe {
+            let (access, kind) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let memory = libc::mmap(std::ptr::null_mut(), (count + 1) * HUGE, access, kind, -1, 0);
+            if memory == libc::MAP_FAILED
+                || libc::madvise(memory, (count + 1) * HUGE, libc::MADV_HUGEPAGE) != 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+            for page in 0..count {
+                memory.cast::<u8>().add(page * HUGE + HUGE).write_volatile(1);
+            }
+        }
+        Ok(())
+    });
+    went_well
+}
+
+fn huge_pages_compact() -> bool {
+    let chosen = |file: &str| {
+        let text =
+            fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}")).unwrap_or_default();
+        text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(word, _)| word.to_owned())
+    };
+    let is_off = |file| chosen(file).is_none_or(|word| word == "never");
+    !is_off("enabled") && !is_off("defrag")
+}
+
+#[test]
+fn a_container_that_wants_huge_pages_compacts_memory() {
+    needs_root!();
+    if !huge_pages_compact() {
+        skip(module_path!(), "this kernel makes no transparent huge pages, or never waits for one");
+        return;
+    }
+    let container = Cgroup::container("memory", 0xe1).expect("a cgroup can be made");
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut identities = identities();
+    let begin = Instant::now();
+    // Stalls of 5.10 may end with nothing tried; those that tried have looked at pages.
+    let scanned = || vmstat(&["compact_migrate_scanned"]) - vmstat(&["compact_daemon_migrate_scanned"]);
+    let (stalls, passes, scanned_before) = (vmstat(&["compact_stall"]), vmstat(&["pageoutrun"]), scanned());
+    let is_stalled = || {
+        let is_full = vmstat(&["pageoutrun"]) > passes;
+        is_full && touch_huge_pages(&container, 16) && scanned() > scanned_before
+    };
+    if !page_cache(is_stalled).expect("files can be read") {
+        skip(module_path!(), "this machine's free memory stays in large blocks");
+        return;
+    }
+    if vmstat(&["compact_stall"]) == stalls {
+        skip(module_path!(), "memory was compacted in the background before a task had to");
+        return;
+    }
+    let time = begin.elapsed();
+    let measured = until("direct compaction of the container", || {
+        let samples = scrape(&mut set, NAME, &mut identities);
+        value(&samples, FAMILY, &[&Cgroup::id(0xe1)])?;
+        // The last call is counted a second after it.
+        (begin.elapsed() > time + Duration::from_millis(1500))
+            .then(|| histogram(&samples, FAMILY, &[&Cgroup::id(0xe1)]))
+    });
+    let stalls = vmstat(&["compact_stall"]) - stalls;
+    // A stall that finds a zone good already has no attempt to measure.
+    assert!(measured.count() > 0 && measured.count() <= stalls, "{} of {stalls} stalls", measured.count());
+    assert!(measured.sum_ns > 0 && Duration::from_nanos(measured.sum_ns) < time);
+}
+
+#[test]
+fn compaction_on_demand_is_not_direct() {
+    needs_root!();
+    let container = Cgroup::container("memory", 0xe2).expect("a cgroup can be made");
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let scanned = vmstat(&["compact_migrate_scanned"]);
+    let (_, went_well) = load::in_child(Some(&container), || fs::write("/proc/sys/vm/compact_memory", "1"));
+    assert!(went_well && vmstat(&["compact_migrate_scanned"]) > scanned, "memory was compacted");
+    std::thread::sleep(Duration::from_millis(1100));
+    let samples = scrape(&mut set, NAME, &mut identities());
+    assert!(value(&samples, FAMILY, &[&Cgroup::id(0xe2)]).is_none());
+}

@@ -1,0 +1,83 @@
+//! OOM kills against the memory cgroup's and the machine's own counts.
+
+use super::*;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::{load, skip};
+use std::fs;
+
+const NAME: &str = "oom_kill";
+const FAMILY: &str = "kpulse_oom_kills_total";
+const LIMIT: usize = 16 << 20;
+
+/// Kills by the cgroup's own count.
+fn kills_of(container: &Cgroup) -> Option<u64> {
+    container
+        .number(if container.is_v1() { "memory.oom_control" } else { "memory.events" }, Some("oom_kill "))
+}
+
+/// Kills by the machine's own count.
+fn kills() -> Option<u64> {
+    let text = fs::read_to_string("/proc/vmstat").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+}
+
+/// Takes memory until `bytes` are used, or the kernel objects.
+fn exhaust(container: &Cgroup, bytes: usize) -> bool {
+    let (_, went_well) = load::in_child(Some(container), || {
+        // The kernel's first choice, whatever else runs.
+        fs::write("/proc/self/oom_score_adj", "1000")?;
+        for _ in 0..bytes >> 20 {
+            std::mem::forget(std::hint::black_box(vec![1u8; 1 << 20]));
+        }
+        Ok(())
+    });
+    !went_well
+}
+
+#[test]
+fn a_container_over_its_limit_counts_its_kills() {
+    needs_root!();
+    let container = Cgroup::container("memory", 0xd1).expect("a cgroup can be made");
+    let limit = if container.is_v1() { "memory.limit_in_bytes" } else { "memory.max" };
+    if container.set(limit, &LIMIT.to_string()).is_err() {
+        skip(module_path!(), "the memory controller cannot be used here");
+        return;
+    }
+    // With swap the limit on memory alone kills nobody.
+    let swap =
+        if container.is_v1() { ("memory.memsw.limit_in_bytes", LIMIT) } else { ("memory.swap.max", 0) };
+    let _ = container.set(swap.0, &swap.1.to_string());
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut identities = identities();
+    let labels = [Cgroup::id(0xd1), "memcg".to_owned()];
+    let labels = [labels[0].as_str(), labels[1].as_str()];
+    assert!(
+        value(&scrape(&mut set, NAME, &mut identities), FAMILY, &labels).is_none(),
+        "nobody was killed yet"
+    );
+    for _ in 0..3 {
+        assert!(exhaust(&container, 4 * LIMIT), "the limit was not met");
+    }
+    let samples = scrape(&mut set, NAME, &mut identities);
+    assert_eq!(count(&samples, FAMILY, &labels), 3);
+    assert_eq!(Some(3), kills_of(&container), "by the cgroup");
+    assert!(value(&samples, FAMILY, &[labels[0], "global"]).is_none());
+}
+
+#[test]
+fn a_machine_without_memory_counts_a_global_kill() {
+    needs_root!();
+    if std::env::var_os("KPULSE_MATRIX").is_none() {
+        skip(module_path!(), "only a guest of the matrix may run out of memory");
+        return;
+    }
+    let container = Cgroup::container("memory", 0xd2).expect("a cgroup can be made");
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let before = kills().expect("vmstat counts kills");
+    assert!(exhaust(&container, usize::MAX), "memory has an end");
+    let killed = kills().expect("vmstat counts kills") - before;
+    let samples = scrape(&mut set, NAME, &mut identities());
+    assert!(killed > 0);
+    assert_eq!(count(&samples, FAMILY, &[&Cgroup::id(0xd2), "global"]), killed);
+    assert!(value(&samples, FAMILY, &[&Cgroup::id(0xd2), "memcg"]).is_none());
+}

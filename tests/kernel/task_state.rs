@@ -1,0 +1,273 @@
+//! Task states against `/proc/PID/stat`, time in state D against the sleeper's own clock, hung tasks against the kernel's log.
+
+use super::*;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::kernel_log::KernelLog;
+use kpulse_tests::load::{self, Worker};
+use kpulse_tests::{skip, until};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread::{self, sleep};
+use std::time::Instant;
+
+const NAME: &str = "task_state";
+const SLEPT: &str = "kpulse_offcpu_uninterruptible_seconds";
+const TASKS: &str = "kpulse_tasks";
+const HUNG: &str = "kpulse_hung_tasks_total";
+const SLEEPS: u32 = 3;
+const SLEEP: Duration = Duration::from_millis(150);
+const LONG: Duration = Duration::from_secs(600);
+
+fn measures_the_time_in_state_d(options: &LoadOptions, number: u32) {
+    let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
+    let mut set = load(NAME, options);
+    let clock = Instant::now();
+    let (_, went_well) =
+        load::in_child(Some(&container), || (0..SLEEPS).try_for_each(|_| load::sleep_uninterruptibly(SLEEP)));
+    let elapsed = clock.elapsed();
+    assert!(went_well);
+    let slept = histogram(&scrape(&mut set, NAME, &mut identities()), SLEPT, &[&Cgroup::id(number)]);
+    let sum = Duration::from_nanos(slept.sum_ns);
+    assert!(slept.count() >= u64::from(SLEEPS), "{slept:?}");
+    assert!(sum >= SLEEP * SLEEPS && sum <= elapsed, "{sum:?} in {elapsed:?}");
+    // Above 125 ms, each of them.
+    assert!(slept.slots[18..].iter().sum::<u64>() >= u64::from(SLEEPS), "{slept:?}");
+}
+
+#[test]
+fn a_container_sleeps_uninterruptibly_for_as_long_as_it_does() {
+    needs_root!();
+    measures_the_time_in_state_d(&wanting(Want::Metrics), 0xe1);
+}
+
+#[test]
+fn raw_tracepoints_measure_the_same() {
+    needs_root!();
+    let options = LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) };
+    measures_the_time_in_state_d(&options, 0xe2);
+}
+
+#[test]
+fn sleeping_otherwise_is_not_in_it() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xe3).expect("a cgroup can be made");
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let (_, went_well) = load::in_child(Some(&container), || {
+        sleep(SLEEP);
+        Ok(())
+    });
+    assert!(went_well);
+    let samples = scrape(&mut set, NAME, &mut identities());
+    // The child may have waited for a disk to start.
+    if let Some(Value::Histogram(slept)) = value(&samples, SLEPT, &[&Cgroup::id(0xe3)]) {
+        assert!(Duration::from_nanos(slept.sum_ns) < SLEEP, "{slept:?}");
+    }
+}
+
+fn forever() -> io::Result<()> {
+    sleep(LONG);
+    Ok(())
+}
+
+/// The letter of a thread's state.
+fn state(thread: u32) -> Option<char> {
+    let text = fs::read_to_string(format!("/proc/{thread}/stat")).ok()?;
+    text.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Letters of the states of a cgroup's threads and of one process that the cgroup may not list, by `/proc`.
+fn states(container: &Cgroup, zombie: u32) -> Vec<char> {
+    let file = if container.is_v1() { "tasks" } else { "cgroup.threads" };
+    let threads = fs::read_to_string(container.path().join(file)).unwrap_or_default();
+    let mut threads: Vec<u32> = threads.lines().filter_map(|thread| thread.parse().ok()).collect();
+    threads.push(zombie);
+    threads.sort_unstable();
+    threads.dedup();
+    let mut states: Vec<char> = threads.into_iter().filter_map(state).collect();
+    states.sort_unstable();
+    states
+}
+
+#[test]
+fn a_container_has_as_many_tasks_in_each_state_as_proc_says() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xe4).expect("a cgroup can be made");
+    let start = |work: fn() -> io::Result<()>| Worker::start(Some(&container), work);
+    let spin = || {
+        load::pin(0)?;
+        load::spin(LONG);
+        Ok(())
+    };
+    let stop = || {
+        // SAFETY: stops this process only.
+        unsafe { libc::raise(libc::SIGSTOP) };
+        Ok(())
+    };
+    let _busy = [start(spin), start(spin)];
+    let _asleep = [start(forever), start(forever), start(forever)];
+    let _stopped = start(stop);
+    // A process in state D, and the child that it waits for.
+    let _waiting = start(|| load::sleep_uninterruptibly(LONG));
+    let zombie = start(|| Ok(()));
+    let expected = ['D', 'R', 'R', 'S', 'S', 'S', 'S', 'T', 'Z'];
+    until("states", || (states(&container, zombie.pid()) == expected).then_some(()));
+
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut identities = identities();
+    let samples = scrape(&mut set, NAME, &mut identities);
+    let tasks = |state| count(&samples, TASKS, &[&Cgroup::id(0xe4), state]);
+    assert_eq!(tasks("running") + tasks("runnable"), 2, "{samples:?}");
+    assert!(tasks("running") <= 1, "both share a CPU");
+    for (state, number) in [("interruptible", 4), ("uninterruptible", 1), ("stopped", 1), ("zombie", 1)] {
+        assert_eq!(tasks(state), number, "{state}");
+    }
+    // What the container's tasks do not do is known, and zero.
+    assert!(value(&samples, TASKS, &["", "running"]).is_some());
+    assert_eq!(value(&samples, TASKS, &[&Cgroup::id(0xe4), "idle"]), None);
+}
+
+#[test]
+fn all_tasks_are_as_many_as_the_kernel_counts() {
+    needs_root!();
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let first = fs::read_dir("/proc/1/task").expect("there is a first process").count() as u64;
+    let begin = Instant::now();
+    loop {
+        let counted = total(&scrape(&mut set, NAME, &mut identities()), TASKS, &[]);
+        let text = fs::read_to_string("/proc/loadavg").expect("every kernel has it");
+        let threads = text.split(['/', ' ']).nth(4).and_then(|threads| threads.parse::<u64>().ok());
+        let threads = threads.expect("the fourth field");
+        // Threads come and go between the two, and a sandbox may keep its first process to itself.
+        if (threads.saturating_sub(first + 3)..=threads + 3).contains(&counted) {
+            return;
+        }
+        assert!(begin.elapsed() < kpulse_tests::DEADLINE, "{counted} counted, the kernel says {text}");
+        sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn tasks_are_counted_once_a_second_at_most() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xe5).expect("a cgroup can be made");
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut identities = identities();
+    let asleep = |set: &mut ProbeSet, identities: &mut Identities| {
+        count(&scrape(set, NAME, identities), TASKS, &[&Cgroup::id(0xe5), "interruptible"])
+    };
+    let first = Instant::now();
+    assert_eq!(asleep(&mut set, &mut identities), 0);
+    let sleeper = Worker::start(Some(&container), forever);
+    until("sleeping child", || (states(&container, sleeper.pid()) == ['S']).then_some(()));
+    let counted = asleep(&mut set, &mut identities);
+    if first.elapsed() < Duration::from_secs(1) {
+        assert_eq!(counted, 0, "this is the count from before");
+    }
+    until("next count", || (asleep(&mut set, &mut identities) == 1).then_some(()));
+}
+
+/// A pipe whose lock a thread holds, since what it writes lies in a page that nobody fills.
+struct StuckPipe {
+    userfaultfd: OwnedFd,
+    page: usize,
+    write_end: OwnedFd,
+    _read_end: OwnedFd,
+    holder: Option<thread::JoinHandle<()>>,
+    /// Who waits for the lock.
+    writer: Option<Worker>,
+}
+
+const PAGE: usize = 4096;
+
+impl StuckPipe {
+    fn make() -> io::Result<Self> {
+        const API: libc::c_ulong = 0xc018_aa3f;
+        const REGISTER: libc::c_ulong = 0xc020_aa00;
+        let mut pipe = [0; 2];
+        // SAFETY: each call gets what its manual page asks for, and the results are checked before they are used.
+        let (userfaultfd, page) = unsafe {
+            check(libc::pipe(pipe.as_mut_ptr()).into())?;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let page = libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, -1, 0);
+            check(page as i64)?;
+            let fd = check(libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC))?;
+            let userfaultfd = OwnedFd::from_raw_fd(i32::try_from(fd).expect("descriptors are small"));
+            let mut version = [0xaau64, 0, 0];
+            check(libc::ioctl(userfaultfd.as_raw_fd(), API, version.as_mut_ptr()).into())?;
+            let missing = 1;
+            let mut range = [page as u64, PAGE as u64, missing, 0];
+            check(libc::ioctl(userfaultfd.as_raw_fd(), REGISTER, range.as_mut_ptr()).into())?;
+            (userfaultfd, page as usize)
+        };
+        // SAFETY: the descriptors were just made, and nothing else knows them.
+        let [read_end, write_end] = pipe.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let (fd, (sender, receiver)) = (write_end.as_raw_fd(), mpsc::channel());
+        let holder = thread::spawn(move || {
+            // SAFETY: gettid cannot fail; the page is mapped for as long as the process lives.
+            unsafe {
+                sender.send(libc::gettid()).expect("the test waits for it");
+                libc::write(fd, page as *const libc::c_void, 1);
+            }
+        });
+        let thread = receiver.recv().expect("the thread runs");
+        until("thread that holds the pipe", || state(thread.unsigned_abs()).filter(|state| *state != 'R'));
+        let holder = Some(holder);
+        Ok(Self { userfaultfd, page, write_end, _read_end: read_end, holder, writer: None })
+    }
+
+    /// A process that waits for the lock, in state D.
+    fn wait(&mut self) -> u32 {
+        let fd = self.write_end.as_raw_fd();
+        let writer = Worker::start(None, || {
+            // SAFETY: writes one byte of a constant.
+            check(unsafe { libc::write(fd, c"x".as_ptr().cast(), 1) } as i64).map(drop)
+        });
+        let pid = self.writer.insert(writer).pid();
+        until("task in state D", || state(pid).filter(|state| *state == 'D'));
+        pid
+    }
+}
+
+impl Drop for StuckPipe {
+    /// Lets everyone go on: no signal reaches who waits for the lock.
+    fn drop(&mut self) {
+        const UNREGISTER: libc::c_ulong = 0x8010_aa01;
+        let range = [self.page as u64, PAGE as u64];
+        // SAFETY: the range is the registered one, and lives through the call.
+        unsafe { libc::ioctl(self.userfaultfd.as_raw_fd(), UNREGISTER, range.as_ptr()) };
+        let _ = self.holder.take().map(thread::JoinHandle::join);
+    }
+}
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[test]
+fn a_hung_task_is_counted_as_often_as_the_kernel_logs_it() {
+    const TIMEOUT: &str = "/proc/sys/kernel/hung_task_timeout_secs";
+    needs_root!();
+    if !burn::is_guest() {
+        skip(
+            module_path!(),
+            "the limit for hung tasks is the whole machine's, and only a guest's is changed",
+        );
+        return;
+    }
+    let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut log = KernelLog::open();
+    let limit = fs::read_to_string(TIMEOUT).expect("the kernel looks for hung tasks");
+    let mut pipe = StuckPipe::make().expect("root may handle page faults");
+    let pid = pipe.wait();
+    fs::write(TIMEOUT, "1").expect("a guest's limit can be set");
+    let line = format!(":{pid} blocked for more than");
+    let logged = until("hung task", || Some(log.lines_with(&line)).filter(|lines| *lines > 0));
+    fs::write(TIMEOUT, limit.trim()).expect("a guest's limit can be set");
+    drop(pipe);
+    let counted = count(&scrape(&mut set, NAME, &mut identities()), HUNG, &[]);
+    let all = (logged + log.lines_with(&line)) as u64;
+    assert_eq!(counted, all, "{line}");
+}

@@ -1,0 +1,217 @@
+//! Networks that fail on demand: a namespace with nothing but loopback, and sockets that lose what arrives.
+
+use crate::cgroup::Cgroup;
+use crate::load;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Runs `work` in a child with a network namespace of its own, and gives the numbers that it returned.
+pub fn in_namespace(
+    container: Option<&Cgroup>,
+    work: impl FnOnce() -> io::Result<Vec<u64>>,
+) -> io::Result<Vec<u64>> {
+    let (mut reader, mut writer) = pipe()?;
+    let (_, went_well) = load::in_child(container, || {
+        isolate()?;
+        let numbers: Vec<String> = work()?.iter().map(u64::to_string).collect();
+        writer.write_all(numbers.join(" ").as_bytes())
+    });
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text)?;
+    if !went_well {
+        return Err(io::Error::other("the child failed"));
+    }
+    text.split_ascii_whitespace().map(|number| number.parse().map_err(io::Error::other)).collect()
+}
+
+fn pipe() -> io::Result<(File, File)> {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` has room for the two descriptors.
+    checked(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: both descriptors were just made, and nothing else owns them.
+    Ok(unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) })
+}
+
+/// Moves the calling thread into a new network namespace, whose loopback is up.
+pub fn isolate() -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+    set_flags("lo", libc::IFF_UP)
+}
+
+/// Gives loopback a name that no other namespace has.
+pub fn rename_loopback(name: &str) -> io::Result<()> {
+    set_flags("lo", 0)?;
+    change("lo", libc::SIOCSIFNAME, |request| request.ifr_ifru.ifru_newname = name_bytes(name))?;
+    set_flags(name, libc::IFF_UP)
+}
+
+/// Sets the largest packet of a device.
+pub fn set_mtu(device: &str, bytes: i32) -> io::Result<()> {
+    change(device, libc::SIOCSIFMTU, |request| request.ifr_ifru.ifru_mtu = bytes)
+}
+
+fn set_flags(device: &str, flags: i32) -> io::Result<()> {
+    change(device, libc::SIOCSIFFLAGS, |request| request.ifr_ifru.ifru_flags = flags as libc::c_short)
+}
+
+fn change(device: &str, request: libc::Ioctl, fill: impl FnOnce(&mut libc::ifreq)) -> io::Result<()> {
+    let socket = socket(libc::SOCK_DGRAM)?;
+    // SAFETY: an all-zero ifreq is valid.
+    let mut argument: libc::ifreq = unsafe { std::mem::zeroed() };
+    argument.ifr_name = name_bytes(device);
+    fill(&mut argument);
+    // SAFETY: the argument is what these requests take, and lives through the call.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw const argument) }).map(drop)
+}
+
+/// A device's name as the kernel keeps it: at most 15 bytes, then zeros.
+fn name_bytes(name: &str) -> [libc::c_char; libc::IFNAMSIZ] {
+    let mut bytes = [0; libc::IFNAMSIZ];
+    for (to, from) in bytes.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    bytes
+}
+
+/// A counter of the calling thread's network namespace, for example `TcpExt` `TCPLossProbes` or `Tcp` `RetransSegs`.
+pub fn counter(group: &str, name: &str) -> io::Result<u64> {
+    for file in ["/proc/thread-self/net/netstat", "/proc/thread-self/net/snmp"] {
+        let text = fs::read_to_string(file)?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "));
+        while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+            let mut pairs = names.split(' ').zip(values.split(' '));
+            if let Some((_, value)) = pairs.find(|(candidate, _)| *candidate == name) {
+                return value.parse().map_err(io::Error::other);
+            }
+        }
+    }
+    Err(io::Error::other(format!("there is no counter {group} {name}")))
+}
+
+/// A socket of IPv4 that is not connected yet.
+pub fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved, and the descriptor is owned by nothing else.
+    unsafe {
+        let fd = checked(libc::socket(libc::AF_INET, kind | libc::SOCK_CLOEXEC, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Connects, and waits for that as long as the kernel does.
+pub fn connect(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
+    let SocketAddr::V4(address) = address else { return Err(io::Error::other("the socket is of IPv4")) };
+    let raw = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: the address lives through the call and has the size that is given.
+    checked(unsafe {
+        libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), size_of_val(&raw) as libc::socklen_t)
+    })?;
+    Ok(TcpStream::from(socket))
+}
+
+/// Bounds the queue of a socket that listens already.
+pub fn listen(socket: RawFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    checked(unsafe { libc::listen(socket, backlog) }).map(drop)
+}
+
+/// Makes a socket lose this share of the segments that arrive for it: before TCP sees them, as if a wire had.
+pub fn lose_incoming(socket: &impl AsRawFd, share: f64) -> io::Result<()> {
+    const LOAD_RANDOM: (u16, u32) = (0x20, (-0x1000i32 + 56) as u32);
+    const JUMP_IF_GREATER: u16 = 0x25;
+    const RETURN: u16 = 0x06;
+    let step = |code, jump_false, value| libc::sock_filter { code, jt: 0, jf: jump_false, k: value };
+    let mut steps = [
+        step(LOAD_RANDOM.0, 0, LOAD_RANDOM.1),
+        step(JUMP_IF_GREATER, 1, (share * f64::from(u32::MAX)) as u32),
+        step(RETURN, 0, u32::MAX),
+        step(RETURN, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the program and its steps live through the call, which copies them.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Lets everything through again.
+pub fn lose_nothing(socket: RawFd) -> io::Result<()> {
+    let ignored = 0i32;
+    // SAFETY: the kernel ignores the value; it lives through the call.
+    checked(unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_FILTER,
+            (&raw const ignored).cast(),
+            size_of_val(&ignored) as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// What a TCP socket tells of itself.
+pub struct TcpInfo {
+    /// Smoothed round-trip time.
+    pub round_trip_us: u64,
+    /// How long the peer's window kept it from sending.
+    pub rwnd_limited_us: u64,
+}
+
+/// Asks a TCP socket. The kernel adds fields to `struct tcp_info` and moves none.
+pub fn tcp_info(socket: &impl AsRawFd) -> io::Result<TcpInfo> {
+    const ROUND_TRIP: usize = 68;
+    const RWND_LIMITED: usize = 176;
+    let mut bytes = [0u8; 192];
+    let mut length = bytes.len() as libc::socklen_t;
+    // SAFETY: the buffer has the length that is given, and both live through the call.
+    checked(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            bytes.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    })?;
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Ok(TcpInfo {
+        round_trip_us: word(ROUND_TRIP).into(),
+        rwnd_limited_us: u64::from(word(RWND_LIMITED + 4)) << 32 | u64::from(word(RWND_LIMITED)),
+    })
+}
+
+/// Makes closing the connection reset it.
+pub fn reset_on_close(socket: &impl AsRawFd) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the value has the size that is given, and lives through the call.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of_val(&linger) as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+fn checked(outcome: libc::c_int) -> io::Result<libc::c_int> {
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome) }
+}
