@@ -28,6 +28,8 @@ reference: ## regenerate the files that are generated from the code
 	@mkdir -p target
 	cargo run --quiet -p kpulse-event-gateway -- schema >target/event.schema.json
 	mv target/event.schema.json event-gateway/schema/event.schema.json
+	cargo run --quiet -p kpulse-exporter -- reference >target/METRICS.md
+	mv target/METRICS.md METRICS.md
 
 matrix: ## boot other kernels and test in them; KERNELS="5.10 newest" chooses
 	@packaging/setup.sh test

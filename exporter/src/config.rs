@@ -8,6 +8,7 @@ use kpulse_common::paths::Paths;
 use kpulse_common::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// `KPULSE_EXPORTER__WEB__MAX_REQUESTS` sets `web.max_requests`.
 pub const ENVIRONMENT_PREFIX: &str = "KPULSE_EXPORTER";
@@ -44,11 +45,24 @@ pub struct Web {
     pub telemetry_path: String,
     /// Requests answered at once; 0 is no bound.
     pub max_requests: usize,
+    /// TLS, users, headers and a rate limit, in exporter-toolkit's format; empty for none.
+    pub config_file: PathBuf,
+    /// Serve the sockets that systemd passes, and none of our own.
+    pub systemd_socket: bool,
+    /// Leave out what tells of the exporter's process.
+    pub disable_exporter_metrics: bool,
 }
 
 impl Default for Web {
     fn default() -> Self {
-        Self { listen_address: vec![":10840".into()], telemetry_path: "/metrics".into(), max_requests: 40 }
+        Self {
+            listen_address: vec![":10840".into()],
+            telemetry_path: "/metrics".into(),
+            max_requests: 40,
+            config_file: PathBuf::new(),
+            systemd_socket: false,
+            disable_exporter_metrics: false,
+        }
     }
 }
 
@@ -60,13 +74,17 @@ impl Default for Config {
 
 impl Config {
     fn with_all(is_enabled: bool) -> Self {
-        let switches = |name: &str| (name.to_owned(), is_enabled);
         Self {
             log: Log::default(),
             path: Paths::default(),
             web: Web::default(),
-            probes: collectors::probes().map(|probe| switches(probe.name)).collect(),
-            collectors: collectors::ALL.iter().map(|collector| switches(collector.name)).collect(),
+            probes: collectors::probes()
+                .map(|probe| (probe.name.to_owned(), is_enabled && probe.is_default))
+                .collect(),
+            collectors: collectors::ALL
+                .iter()
+                .map(|collector| (collector.name.to_owned(), is_enabled && collector.is_default))
+                .collect(),
             disable_defaults: !is_enabled,
             thresholds: Thresholds::default(),
             container_max: 512,
@@ -87,7 +105,7 @@ impl Config {
         if path.starts_with("/-/") || path == "/probes" {
             return refused("web.telemetry_path", format!("{path:?} is taken by another endpoint"));
         }
-        if self.web.listen_address.is_empty() {
+        if self.web.listen_address.is_empty() && !self.web.systemd_socket {
             return refused(
                 "web.listen_address",
                 "at least one address is needed, such as \":10840\"".into(),

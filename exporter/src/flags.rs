@@ -16,6 +16,8 @@ pub enum Command {
     Serve,
     Check,
     Doctor,
+    /// Prints METRICS.md.
+    Reference,
 }
 
 /// The parsed command line.
@@ -38,6 +40,7 @@ impl Flags {
         let command = match matches.subcommand_name() {
             Some("check") => Command::Check,
             Some("doctor") => Command::Doctor,
+            Some("reference") => Command::Reference,
             _ => Command::Serve,
         };
         let mut overrides = common.overrides();
@@ -48,8 +51,13 @@ impl Flags {
         set("web.listen_address", addresses.map(|all| all.cloned().collect::<Vec<_>>().into()));
         set("web.telemetry_path", matches.get_one::<String>("web.telemetry-path").cloned().map(Value::from));
         set("web.max_requests", matches.get_one::<u64>("web.max-requests").copied().map(Value::from));
+        let file = matches.get_one::<String>("web.config.file");
+        set("web.config_file", file.cloned().map(Value::from));
+        let switch = |flag: &str| matches.get_flag(flag).then(|| Value::from(true));
+        set("web.systemd_socket", switch("web.systemd-socket"));
+        set("web.disable_exporter_metrics", switch("web.disable-exporter-metrics"));
         set("disable_defaults", matches.get_flag("collector.disable-defaults").then(|| true.into()));
-        for (block, name) in switchable() {
+        for (block, name, _) in switchable() {
             let is_set = |prefix: &str| matches.get_flag(&format!("{prefix}{name}"));
             let switch = (is_set("collector."), is_set("no-collector."));
             let value = match switch {
@@ -65,10 +73,10 @@ impl Flags {
     }
 }
 
-/// Everything that has a `--collector.NAME`, with the block of the configuration that holds it.
-fn switchable() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let probes = collectors::probes().map(|probe| ("probes", probe.name));
-    let host = collectors::ALL.iter().map(|collector| ("collectors", collector.name));
+/// Everything that has a `--collector.NAME`, with the block of the configuration that holds it and whether it is on.
+fn switchable() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    let probes = collectors::probes().map(|probe| ("probes", probe.name, probe.is_default));
+    let host = collectors::ALL.iter().map(|collector| ("collectors", collector.name, collector.is_default));
     probes.chain(host)
 }
 
@@ -83,6 +91,7 @@ fn command() -> clap::Command {
             clap::Command::new("check").about("Attach every enabled probe, print the outcome, and exit"),
         )
         .subcommand(clap::Command::new("doctor").about("Say what this kernel allows and what would help"))
+        .subcommand(clap::Command::new("reference").about("Print the list of all metrics").hide(true))
         .next_help_heading("Web")
         .args(web())
         .next_help_heading("Collectors")
@@ -93,12 +102,12 @@ fn command() -> clap::Command {
                 .global(true)
                 .help("Disable every collector that is not enabled by name"),
         )
-        .args(switchable().flat_map(|(_, name)| switch(name)));
+        .args(switchable().flat_map(|(_, name, is_default)| switch(name, is_default)));
     // The common flags bring a description of themselves, so ours comes after.
     CommonFlags::augment_args(command).about(ABOUT).long_about(None)
 }
 
-fn web() -> [Arg; 3] {
+fn web() -> [Arg; 6] {
     [
         Arg::new("web.listen-address")
             .long("web.listen-address")
@@ -117,17 +126,33 @@ fn web() -> [Arg; 3] {
             .value_parser(value_parser!(u64))
             .global(true)
             .help("Requests answered at once, 0 for no bound [default: 40]"),
+        Arg::new("web.config.file")
+            .long("web.config.file")
+            .value_name("FILE")
+            .global(true)
+            .help("File with TLS, users, headers and a rate limit, in exporter-toolkit's format"),
+        Arg::new("web.systemd-socket")
+            .long("web.systemd-socket")
+            .action(ArgAction::SetTrue)
+            .global(true)
+            .help("Serve the sockets that systemd passes instead of an address"),
+        Arg::new("web.disable-exporter-metrics")
+            .long("web.disable-exporter-metrics")
+            .action(ArgAction::SetTrue)
+            .global(true)
+            .help("Leave out the process_* families"),
     ]
 }
 
-fn switch(name: &'static str) -> [Arg; 2] {
+fn switch(name: &'static str, is_default: bool) -> [Arg; 2] {
+    let default = if is_default { "enabled" } else { "disabled" };
     let on: &'static str = format!("collector.{name}").leak();
     let off: &'static str = format!("no-collector.{name}").leak();
     let arg = |id: &'static str, other: &'static str, help: String| {
         Arg::new(id).long(id).action(ArgAction::SetTrue).overrides_with(other).global(true).help(help)
     };
     [
-        arg(on, off, format!("Enable the {name} collector (default: enabled)")),
+        arg(on, off, format!("Enable the {name} collector (default: {default})")),
         arg(off, on, format!("Disable the {name} collector")),
     ]
 }
@@ -148,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_last_of_two_opposite_switches_wins() {
-        let (_, name) = switchable().next().unwrap();
+        let (_, name, _) = switchable().next().unwrap();
         let (on, off) = (format!("--collector.{name}"), format!("--no-collector.{name}"));
         assert_eq!(layers(&[&on, &off]).overrides[0].1, Value::from(false));
         assert_eq!(layers(&[&off, &on]).overrides[0].1, Value::from(true));

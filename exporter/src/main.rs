@@ -9,9 +9,11 @@ mod doctor;
 mod filter;
 mod flags;
 mod memory;
+mod privileges;
 mod scrape;
 mod serve;
 mod table;
+mod turn;
 
 use kpulse_common::{cli, logging};
 use std::process::ExitCode;
@@ -31,5 +33,6 @@ fn run() -> anyhow::Result<()> {
         flags::Command::Serve => serve::run(flags, config),
         flags::Command::Check => check::run(&config),
         flags::Command::Doctor => doctor::run(&config.path),
+        flags::Command::Reference => collectors::write_reference(std::io::stdout().lock()),
     }
 }

@@ -1,16 +1,18 @@
 //! One scrape: every collector that is wanted, how each fared, and what the exporter costs itself.
 
-use crate::collectors::{self, HostCollector};
+use crate::collectors::{self, OVERFLOW};
 use crate::config::Config;
 use crate::filter::Filter;
-use kpulse_common::container::Identities;
+use crate::privileges;
+use crate::turn::{HostTotals, Reading, Turns};
+use kpulse_common::http::Request;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use kpulse_common::paths::Paths;
 use kpulse_common::self_metrics;
 use kpulse_exporter_ebpf::{LoadOptions, ProbeSet, ProbeStatus, Want, probes};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 const SUCCESS: MetricDef = MetricDef::gauge(
     "kpulse_scrape_collector_success",
@@ -33,20 +35,26 @@ const IDENTITY_MISSES: MetricDef = MetricDef::counter(
     &[],
 );
 
+/// The families of this module.
+pub const METRICS: &[MetricDef] = &[SUCCESS, DURATION, IDENTITY_HITS, IDENTITY_MISSES];
+
+/// Of the time that the scraper waits, this part is for the collectors; the rest is for the way there and back.
+const BUDGET: f64 = 0.9;
+/// For a client that does not say how long it waits: Prometheus' own default.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the first reading after loading may take.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Everything that can be scraped.
 pub struct Scraper {
     paths: Paths,
-    host: Vec<&'static HostCollector>,
+    /// Whether the exporter's own process is left out.
+    is_silent_on_itself: bool,
+    turns: Arc<Turns>,
     /// Empty until the probes are loaded and were read once.
-    loaded: OnceLock<Mutex<Loaded>>,
+    loaded: OnceLock<Vec<ProbeStatus>>,
     /// The last failure of each collector, so that one that stays is logged once.
     failures: Mutex<BTreeMap<&'static str, String>>,
-}
-
-/// The attached probes and the names of their containers.
-struct Loaded {
-    probes: ProbeSet,
-    identities: Identities,
 }
 
 /// How the probes of a configuration are to be loaded.
@@ -65,9 +73,12 @@ impl Scraper {
     /// A scraper whose probes are not loaded yet.
     pub fn new(config: &Config) -> Self {
         let is_enabled = |name: &str| config.collectors.get(name).copied().unwrap_or(false);
+        let enabled = collectors::ALL.iter().filter(|collector| is_enabled(collector.name));
+        let collectors = enabled.map(|it| (it.name, (it.make)(&config.path))).collect();
         Self {
             paths: config.path.clone(),
-            host: collectors::ALL.iter().filter(|collector| is_enabled(collector.name)).collect(),
+            is_silent_on_itself: config.web.disable_exporter_metrics,
+            turns: Turns::new(&config.path, config.container_max, collectors),
             loaded: OnceLock::new(),
             failures: Mutex::default(),
         }
@@ -75,12 +86,17 @@ impl Scraper {
 
     /// Loads the probes and reads them once. Takes as long as the kernel's verifier does.
     pub fn load(&self, options: &LoadOptions) -> Vec<ProbeStatus> {
-        let mut loaded =
-            Loaded { probes: ProbeSet::load(probes::ALL, options), identities: Identities::new(&self.paths) };
-        self.collect_probes(&mut loaded, &Filter::All, &mut Samples::default());
-        let status = loaded.probes.status();
-        // Loading runs once; a second outcome would be dropped, which detaches its probes.
-        let _ = self.loaded.set(Mutex::new(loaded));
+        let mut probes = ProbeSet::load(probes::ALL, options);
+        let status = probes.status();
+        probes.watch_cost(|| {
+            if let Err(error) = privileges::keep_only(&[privileges::SYS_ADMIN]) {
+                tracing::warn!(%error, "the capabilities that counting runs does not need are kept");
+            }
+        });
+        self.turns.add_probes(probes);
+        self.collect(&Filter::All, Instant::now() + FIRST_TIMEOUT, &mut Samples::default());
+        // Loading runs once.
+        let _ = self.loaded.set(status.clone());
         status
     }
 
@@ -90,57 +106,38 @@ impl Scraper {
     }
 
     /// The state of every probe; `None` while they load.
-    pub fn status(&self) -> Option<Vec<ProbeStatus>> {
-        self.loaded.get().map(|loaded| lock(loaded).probes.status())
+    pub fn status(&self) -> Option<&[ProbeStatus]> {
+        self.loaded.get().map(Vec::as_slice)
     }
 
-    /// Reads everything that the filter takes.
-    pub fn scrape(&self, filter: &Filter) -> Samples {
+    /// Reads everything that the filter takes, in the time that the client waits.
+    pub fn answer(&self, request: &Request, filter: &Filter) -> Samples {
+        let budget = request.scrape_timeout().unwrap_or(TIMEOUT).mul_f64(BUDGET);
+        self.scrape(filter, request.received + budget)
+    }
+
+    fn scrape(&self, filter: &Filter, deadline: Instant) -> Samples {
         let mut out = Samples::default();
-        for collector in self.host.iter().filter(|collector| filter.takes(collector.name)) {
-            let collect = |out: &mut Samples| {
-                (collector.collect)(&self.paths, out).map_err(|error| format!("{error:#}"))
-            };
-            self.observe(collector.name, &mut out, collect);
+        self.collect(filter, deadline, &mut out);
+        if !self.is_silent_on_itself {
+            self_metrics::process(&self.paths, &mut out);
         }
-        if let Some(loaded) = self.loaded.get() {
-            let mut loaded = lock(loaded);
-            self.collect_probes(&mut loaded, filter, &mut out);
-            loaded.probes.self_metrics(&mut out);
-            out.count(&IDENTITY_HITS, &[], loaded.identities.hits());
-            out.count(&IDENTITY_MISSES, &[], loaded.identities.misses());
-        }
-        self_metrics::process(&self.paths, &mut out);
         self_metrics::build_info("kpulse-exporter", &mut out);
         out
     }
 
-    fn collect_probes(&self, loaded: &mut Loaded, filter: &Filter, out: &mut Samples) {
-        for name in loaded.probes.collectors().into_iter().filter(|name| filter.takes(name)) {
-            let Loaded { probes, identities } = loaded;
-            self.observe(name, out, |out| {
-                probes.collect(name, identities, out).map_err(|error| error.to_string())
-            });
+    fn collect(&self, filter: &Filter, deadline: Instant, out: &mut Samples) {
+        let outcome = self.turns.scrape(|name| filter.takes(name), deadline);
+        let mut fared = Samples::default();
+        for Reading { name, found, took } in outcome.readings {
+            fared.count(&SUCCESS, &[name], u64::from(found.is_ok()));
+            fared.number(&DURATION, &[name], took.as_secs_f64());
+            // What a failing collector found is dropped: half a family would look like a whole one.
+            let failure = found.map(|found| out.append(found)).err();
+            self.remember(name, failure);
         }
-    }
-
-    /// Runs one collector. What a failing one found is dropped: half a family would look like a whole one.
-    fn observe(
-        &self,
-        name: &'static str,
-        out: &mut Samples,
-        collect: impl FnOnce(&mut Samples) -> Result<(), String>,
-    ) {
-        let start = Instant::now();
-        let mut found = Samples::default();
-        let result = collect(&mut found);
-        let seconds = start.elapsed().as_secs_f64();
-        if result.is_ok() {
-            out.append(found);
-        }
-        out.count(&SUCCESS, &[name], u64::from(result.is_ok()));
-        out.number(&DURATION, &[name], seconds);
-        self.remember(name, result.err());
+        out.append(fared);
+        out.append(outcome.about);
     }
 
     fn remember(&self, name: &'static str, failure: Option<String>) {
@@ -165,6 +162,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the collectors' shared host tells of itself.
+pub fn shared_metrics(totals: HostTotals, out: &mut Samples) {
+    out.count(&IDENTITY_HITS, &[], totals.hits);
+    out.count(&IDENTITY_MISSES, &[], totals.misses);
+    out.count(&OVERFLOW, &[], totals.overflow);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,37 +179,29 @@ mod tests {
         Some(family.series.iter().find(|series| &*series.labels[0] == collector)?.value.clone())
     }
 
-    #[test]
-    fn a_failing_collector_is_told_and_stops_no_other() {
-        let mut config = Config::default();
-        config.path.procfs = tempfile::tempdir().unwrap().path().to_owned();
-        let scraper = Scraper::new(&config);
-        let mut samples = scraper.scrape(&Filter::All);
-        scraper.observe("fine", &mut samples, |_| Ok(()));
-        assert_eq!(value(&samples, &SUCCESS, "load_average"), Some(Value::Count(0)));
-        assert_eq!(value(&samples, &SUCCESS, "pressure"), Some(Value::Count(0)));
-        assert_eq!(value(&samples, &SUCCESS, "fine"), Some(Value::Count(1)));
-        assert!(!samples.families().iter().any(|family| family.def.name == "kpulse_load_average"));
+    fn scrape(scraper: &Scraper, filter: &Filter) -> Samples {
+        scraper.scrape(filter, Instant::now() + Duration::from_secs(30))
     }
 
     #[test]
-    fn drops_what_a_failing_collector_found_before_it_failed() {
-        let scraper = Scraper::new(&Config::default());
-        let mut samples = Samples::default();
-        scraper.observe("half", &mut samples, |out| {
-            out.count(&SUCCESS, &["partial"], 7);
-            Err("broken".to_owned())
-        });
-        assert_eq!(value(&samples, &SUCCESS, "partial"), None);
-        assert_eq!(value(&samples, &SUCCESS, "half"), Some(Value::Count(0)));
-        assert!(value(&samples, &DURATION, "half").is_some());
+    fn a_failing_collector_is_told_and_stops_no_other() {
+        let mut config = Config::default();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("loadavg"), "0.5 0.5 0.5 1/2 3\n").unwrap();
+        config.path.procfs = folder.path().to_owned();
+        let samples = scrape(&Scraper::new(&config), &Filter::All);
+        assert_eq!(value(&samples, &SUCCESS, "load_average"), Some(Value::Count(1)));
+        assert_eq!(value(&samples, &SUCCESS, "pressure"), Some(Value::Count(0)));
+        let has = |name: &str| samples.families().iter().any(|family| family.def.name == name);
+        assert!(has("kpulse_load_average") && !has("kpulse_host_pressure_waiting_seconds_total"));
+        assert!(has(IDENTITY_MISSES.name) && has(OVERFLOW.name));
     }
 
     #[test]
     fn runs_only_what_the_filter_takes() {
         let scraper = Scraper::new(&Config::default());
         let only = Filter::Only(["pressure".to_owned()].into());
-        let samples = scraper.scrape(&only);
+        let samples = scrape(&scraper, &only);
         assert!(value(&samples, &SUCCESS, "pressure").is_some());
         assert_eq!(value(&samples, &SUCCESS, "load_average"), None);
     }

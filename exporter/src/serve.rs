@@ -1,18 +1,19 @@
 //! Serving: listen first, load the probes beside, answer until SIGTERM.
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Web};
 use crate::filter::Filter;
 use crate::flags::Flags;
 use crate::scrape::{self, Scraper};
-use crate::{collectors, memory};
+use crate::{collectors, memory, privileges};
 use anyhow::Context;
 use kpulse_common::cli::{self, Shutdown};
 use kpulse_common::config::{Layers, changed_keys};
-use kpulse_common::http::{self, Handler, Observability, Server};
+use kpulse_common::http::{self, Handler, HttpError, Observability, Server, WebConfig};
 use kpulse_common::logging;
 use kpulse_exporter_ebpf::ProbeState;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -43,17 +44,22 @@ async fn serve(layers: Layers, config: Config) -> anyhow::Result<()> {
     // First of all: until then a signal ends the process the hard way.
     let mut shutdown = Shutdown::catch().context("cannot catch SIGTERM")?;
     let hangups = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
-    let addresses = config.web.listen_address.iter();
-    let listeners = addresses
-        .map(|address| http::bind(address, "--web.listen-address"))
-        .collect::<Result<Vec<_>, _>>()?;
+    let web = WebConfig::of_key(&config.web.config_file)?;
+    let listeners = listeners(&config.web)?;
     let scraper = Arc::new(Scraper::new(&config));
-    let server = Server::new(handler(&scraper, &config), config.web.max_requests);
+    privileges::gain_none();
+    load_beside(Arc::clone(&scraper), &config)?;
+    // The threads that answer are made by this one, so they never have more.
+    if let Err(error) = privileges::keep_only(privileges::SCRAPE) {
+        tracing::warn!(%error, "the capabilities that a scrape does not need are kept");
+    }
+    let server = Server::new(handler(&scraper, &config), config.web.max_requests).protected_by(web.clone());
     let (stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
     for listener in listeners {
         let address = listener.local_addr().context("cannot read the address of the listener")?;
-        tracing::info!(%address, path = config.web.telemetry_path, "listening");
+        let tls = web.as_ref().is_some_and(|web| web.has_tls());
+        tracing::info!(%address, path = config.web.telemetry_path, tls, "listening");
         let mut stopped = stopped.clone();
         let until_stopped = async move {
             // A sender that is gone means the same as a stop.
@@ -61,7 +67,6 @@ async fn serve(layers: Layers, config: Config) -> anyhow::Result<()> {
         };
         servers.spawn(server.clone().serve(listener, until_stopped));
     }
-    load_beside(Arc::clone(&scraper), &config)?;
     tokio::spawn(reload_on_hangup(hangups, layers, config));
     let failed = tokio::select! {
         () = shutdown.wait() => None,
@@ -78,6 +83,13 @@ async fn serve(layers: Layers, config: Config) -> anyhow::Result<()> {
         result.context("an HTTP server failed")??;
     }
     Ok(())
+}
+
+fn listeners(web: &Web) -> Result<Vec<TcpListener>, HttpError> {
+    if web.systemd_socket {
+        return http::activated();
+    }
+    web.listen_address.iter().map(|address| http::bind(address, "--web.listen-address")).collect()
 }
 
 /// Loads on a thread of its own: the verifier takes its time, and a SIGTERM meanwhile must end the process at once.
@@ -106,7 +118,9 @@ fn handler(scraper: &Arc<Scraper>, config: &Config) -> Handler {
     let inner = Observability {
         title: "kpulse-exporter",
         // A wrong filter was answered before.
-        metrics: Box::new(move |request| metrics.scrape(&metrics_filter(request).unwrap_or(Filter::All))),
+        metrics: Box::new(move |request| {
+            metrics.answer(request, &metrics_filter(request).unwrap_or(Filter::All))
+        }),
         probes: Box::new(move || probe_states(&probes)),
         ready: Box::new(move || {
             if ready.is_ready() { Ok(()) } else { Err("the probes are being loaded".to_owned()) }

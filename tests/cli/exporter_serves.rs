@@ -1,8 +1,8 @@
 //! What kpulse-exporter serves, as Prometheus and its tools see it.
 
 use crate::exporter::{exporter, ready};
-use kpulse_tests::process::{Service, command};
-use kpulse_tests::{http, is_root, skip, until};
+use kpulse_tests::process::Service;
+use kpulse_tests::{http, is_root, skip};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -29,7 +29,9 @@ fn as_text(openmetrics: &str) -> String {
         let name = line.split(' ').nth(2).filter(|name| line.starts_with("# ") && counters.contains(name));
         name.map_or_else(|| line.to_owned(), |name| line.replacen(name, &format!("{name}_total"), 1)) + "\n"
     };
-    page.lines().map(rename).collect()
+    // It escapes quotes in HELP too.
+    let unquote = |line: String| if line.starts_with("# HELP ") { line.replace("\\\"", "\"") } else { line };
+    page.lines().map(rename).map(unquote).collect()
 }
 
 #[test]
@@ -43,43 +45,6 @@ fn promtool_has_nothing_to_say_on_a_live_scrape() {
         (Some(text), Some(open)) => assert_eq!((text, open), (String::new(), String::new())),
         _ => skip("promtool_has_nothing_to_say", "promtool is not installed"),
     }
-    assert_eq!(service.stop(), Some(0));
-}
-
-#[test]
-fn prometheus_scrapes_it_in_openmetrics() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut service, address) = ready(&mut exporter());
-    let config = folder.path().join("prometheus.yml");
-    let scrape = format!(
-        "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: kpulse, static_configs: [{{targets: ['{address}']}}]}}]\n"
-    );
-    std::fs::write(&config, scrape).unwrap();
-    // A free port that was just released; nothing else takes one in between on a test machine.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let mut prometheus = command("prometheus");
-    prometheus.arg(format!("--config.file={}", config.display()));
-    prometheus.arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()));
-    prometheus.arg(format!("--web.listen-address={port}")).current_dir(folder.path());
-    if Command::new("prometheus").arg("--version").output().is_err() {
-        return skip("prometheus_scrapes_it", "prometheus is not installed");
-    }
-    let _prometheus = Service::start(&mut prometheus);
-    let target = until("scrape by Prometheus", || {
-        let answer = http::request(&port, "GET", "/api/v1/targets", "").ok()?;
-        let targets: serde_json::Value = serde_json::from_str(answer.body.trim()).ok()?;
-        let target = targets["data"]["activeTargets"][0].clone();
-        (target["health"] != "unknown" && target["health"].is_string()).then_some(target)
-    });
-    assert_eq!((&target["health"], &target["lastError"]), (&"up".into(), &"".into()), "{target}");
-    let kind = until("metadata", || {
-        let path = "/api/v1/metadata?metric=process_cpu_seconds";
-        let answer = http::request(&port, "GET", path, "").ok()?;
-        let metadata: serde_json::Value = serde_json::from_str(answer.body.trim()).ok()?;
-        metadata["data"]["process_cpu_seconds"][0]["type"].as_str().map(str::to_owned)
-    });
-    // Only OpenMetrics names the family without `_total`.
-    assert_eq!(kind, "counter");
     assert_eq!(service.stop(), Some(0));
 }
 
@@ -161,15 +126,15 @@ fn serves_on_every_address_and_at_the_given_path() {
 }
 
 #[test]
-fn check_exits_0_exactly_when_every_enabled_probe_is_active() {
+fn check_exits_0_exactly_when_no_enabled_probe_failed() {
     if !is_root() {
         return skip("check_exits_0", "probes need root");
     }
     let check = kpulse_tests::process::run(exporter().arg("check"));
     let lines: Vec<_> = check.stdout.lines().collect();
     assert!(lines[0].starts_with("PROBE") && lines[0].contains("WHY"), "{}", check.stdout);
-    let all_active = lines[1..].iter().all(|line| line.contains(" active "));
-    assert_eq!(check.code, Some(i32::from(!all_active)), "{}", check.stdout);
+    let has_failed = lines[1..].iter().any(|line| line.contains(" failed "));
+    assert_eq!(check.code, Some(i32::from(has_failed)), "{}", check.stdout);
     let none = kpulse_tests::process::run(exporter().args(["check", "--collector.disable-defaults"]));
     assert_eq!(none.code, Some(0), "nothing is enabled, so nothing is missing: {}", none.stdout);
 }

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod exporter;
+mod exporter_bad_input;
 mod exporter_serves;
+mod exporter_web;
 mod gateway;
 mod gateway_events;
 mod profiler;
+mod prometheus;

@@ -2,6 +2,7 @@
 
 mod naming;
 mod probes;
+mod reference;
 mod tree;
 
 use std::fs;

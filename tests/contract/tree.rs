@@ -32,8 +32,19 @@ fn exporter_and_gateway_name_no_probe() {
             if path.to_string_lossy().ends_with("tests.rs") {
                 continue;
             }
+            // Files of /proc use the kernel's words too, and probes are named after those.
+            if path.starts_with(root().join("exporter/src/collectors")) {
+                continue;
+            }
             for probe in probes::ALL {
-                assert!(!product.contains(probe.name), "{} names {}", path.display(), probe.name);
+                // By itself, as some are words of the language: receive, transmit.
+                let names_it = [format!("\"{}\"", probe.name), format!("::{}", probe.name)];
+                assert!(
+                    !names_it.iter().any(|name| product.contains(name)),
+                    "{} names {}",
+                    path.display(),
+                    probe.name
+                );
             }
         }
     }

@@ -1,9 +1,8 @@
 //! How many tasks ran, waited to run or were blocked in the kernel, on average: `/proc/loadavg`.
 
-use super::HostCollector;
-use anyhow::{Context, bail};
+use super::{Host, HostCollector};
+use anyhow::bail;
 use kpulse_common::metric::{Label, MetricDef, Samples};
-use kpulse_common::paths::Paths;
 
 const LOAD_AVERAGE: MetricDef = MetricDef::gauge(
     "kpulse_load_average",
@@ -12,13 +11,16 @@ const LOAD_AVERAGE: MetricDef = MetricDef::gauge(
 );
 const WINDOWS: [&str; 3] = ["1m", "5m", "15m"];
 
-pub const COLLECTOR: HostCollector =
-    HostCollector { name: "load_average", metrics: &[LOAD_AVERAGE], collect };
+pub const COLLECTOR: HostCollector = HostCollector {
+    name: "load_average",
+    metrics: &[LOAD_AVERAGE],
+    is_default: true,
+    make: |_| Box::new(collect),
+};
 
-fn collect(paths: &Paths, out: &mut Samples) -> anyhow::Result<()> {
-    let path = paths.procfs.join("loadavg");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    for (window, load) in WINDOWS.iter().zip(parse(&text)?) {
+fn collect(host: &mut Host, out: &mut Samples) -> anyhow::Result<()> {
+    let path = host.paths.procfs.join("loadavg");
+    for (window, load) in WINDOWS.iter().zip(parse(host.text.read(&path)?)?) {
         out.number(&LOAD_AVERAGE, &[window], load);
     }
     Ok(())

@@ -1,0 +1,103 @@
+//! Devices, protocols, sockets.
+
+use crate::{Exporter, assert_between, between};
+use std::fs;
+use std::net::{TcpListener, TcpStream, UdpSocket};
+
+fn lo(file: &str) -> f64 {
+    fs::read_to_string(format!("/sys/class/net/lo/{file}")).unwrap().trim().parse().unwrap()
+}
+
+/// Connects to itself so often; both ends of each connection are open when it returns.
+fn connections(count: usize) -> Vec<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = |_| {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    };
+    (0..count).map(connect).collect()
+}
+
+#[test]
+fn a_devices_bytes_are_those_of_sysfs_and_grow_by_what_was_sent() {
+    let exporter = Exporter::start(&["netdev"]);
+    let read = || (lo("statistics/rx_bytes"), lo("statistics/tx_packets"), lo("carrier_changes"));
+    let (before, page, after) = between(&exporter, read);
+    let value = |page: &crate::Page, family: &str| page.value(family, &[("device", "lo")]);
+    let received = value(&page, "kpulse_netdev_receive_bytes_total");
+    assert_between("rx_bytes", before.0, received, after.0);
+    let sent = value(&page, "kpulse_netdev_transmit_packets_total");
+    assert_between("tx_packets", before.1, sent, after.1);
+    assert_eq!(value(&page, "kpulse_network_carrier_changes_total"), before.2);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..20 {
+        socket.send_to(&[0; 1000], socket.local_addr().unwrap()).unwrap();
+    }
+    let grown = value(&exporter.scrape(), "kpulse_netdev_receive_bytes_total") - received;
+    assert!(grown >= 20_000.0, "{grown}");
+}
+
+#[test]
+fn protocol_counters_grow_by_what_was_provoked() {
+    let exporter = Exporter::start(&["netstat"]);
+    let names = ["tcp_active_opens", "tcp_passive_opens", "udp_no_ports", "udp_received_datagrams"];
+    let read = || {
+        let page = exporter.scrape();
+        names.map(|name| page.value(&format!("kpulse_netstat_{name}_total"), &[]))
+    };
+    let before = read();
+    let held = connections(25);
+    let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..15 {
+        // The answer to the one before makes every other send fail, which is the point.
+        let _ = socket.send_to(b"x", closed);
+    }
+    for _ in 0..10 {
+        let _ = socket.send_to(b"x", socket.local_addr().unwrap());
+    }
+    socket.set_nonblocking(true).unwrap();
+    let received = (0..25).filter(|_| socket.recv(&mut [0; 8]).is_ok()).count();
+    let after = read();
+    let grown: Vec<f64> = before.iter().zip(after).map(|(before, after)| after - before).collect();
+    // The scrapes are connections too, one for each end.
+    assert!(grown[0] >= 26.0 && grown[1] >= 26.0, "{grown:?}");
+    assert!(grown[2] >= 5.0, "{grown:?}");
+    assert!(received >= 1 && grown[3] >= received as f64, "{received} received, {grown:?}");
+    let established = exporter.scrape().value("kpulse_netstat_tcp_established", &[]);
+    assert!(established >= 50.0, "{established} while {} are held", 2 * held.len());
+}
+
+#[test]
+fn sockets_in_use_are_those_that_are_open() {
+    let exporter = Exporter::start(&["sockstat"]);
+    let in_use = |protocol| exporter.scrape().value("kpulse_sockstat_in_use", &[("protocol", protocol)]);
+    let before = in_use("udp");
+    let held: Vec<_> = (0..64).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let grown = in_use("udp") - before;
+    // Other tests open and close a few.
+    assert!((grown - 64.0).abs() < 16.0, "{grown}");
+    drop(held);
+    let connections = connections(40);
+    let page = exporter.scrape();
+    let tcp = page.value("kpulse_sockstat_in_use", &[("protocol", "tcp")]);
+    assert!(tcp >= 80.0, "{tcp} while {} are held", 2 * connections.len());
+    assert!(page.value("kpulse_sockstat_used", &[]) >= 80.0);
+}
+
+#[test]
+fn cpus_take_at_least_the_packets_that_were_sent() {
+    let exporter = Exporter::start(&["softnet"]);
+    let family = "kpulse_softnet_processed_total";
+    let before = exporter.scrape().sum(family);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..100 {
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+    }
+    let page = exporter.scrape();
+    let grown = page.sum(family) - before;
+    assert!(grown >= 100.0, "{grown}");
+    let cpus = page.0.lines().filter(|line| line.starts_with(&format!("{family}{{"))).count();
+    let online = fs::read_to_string("/proc/cpuinfo").unwrap();
+    assert_eq!(cpus, online.lines().filter(|line| line.starts_with("processor")).count());
+}
