@@ -50,6 +50,7 @@ find_test_needs() {
 	need ip iproute2 "provoke packet drops"
 	need mkfs.ext4 e2fsprogs "provoke disk waits"
 	need setpriv util-linux "run without privileges"
+	need zstd zstd "read compressed metrics"
 }
 
 # apt_install PACKAGE...: quietly; what apt said is shown only when it failed. No package here starts a service.
@@ -65,20 +66,29 @@ apt_install() {
 	return $status
 }
 
-# Promtool comes only in a package whose installation starts a Prometheus server, so it is unpacked, not installed.
-unpack_promtool() {
-	have promtool && return
-	local folder status=0
+# unpack PACKAGE PURPOSE PROGRAM...: programs of a package whose installation would start a server, so it is unpacked
+# into the cache and not installed.
+unpack() {
+	local package=$1 purpose=$2 program folder status=0
+	shift 2
+	for program in "$@"; do have "$program" || status=1; done
+	[ $status != 0 ] || return 0
+	status=0
 	folder=$(mktemp -d)
-	echo "kpulse: unpacking promtool (judges the metrics) into $CACHE/bin"
+	echo "kpulse: unpacking $* ($purpose) into $CACHE/bin"
 	(
 		cd "$folder"
-		apt-get -qq -o APT::Sandbox::User=root download prometheus
-		dpkg-deb -x prometheus_*.deb .
-		install -D -m 755 usr/bin/promtool "$CACHE/bin/promtool"
+		apt-get -qq -o APT::Sandbox::User=root download "$package"
+		dpkg-deb -x "$package"_*.deb .
+		for program in "$@"; do install -D -m 755 "usr/bin/$program" "$CACHE/bin/$program"; done
 	) >"$folder/log" 2>&1 || status=$?
-	[ $status = 0 ] || echo "kpulse: promtool is not to be had here ($(tail -n 1 "$folder/log")); tests that need it are skipped"
+	[ $status = 0 ] || echo "kpulse: $* is not to be had here ($(tail -n 1 "$folder/log")); tests that need it are skipped"
 	rm -rf "$folder"
+}
+
+unpack_tools() {
+	unpack prometheus "judges and scrapes the metrics" promtool prometheus
+	unpack prometheus-node-exporter "runs beside the exporter" prometheus-node-exporter
 }
 
 check_cargo() {
@@ -121,5 +131,5 @@ if [ "$what" = test ]; then
 	packages=() purposes=()
 	find_test_needs
 	provide 0
-	if have apt-get; then unpack_promtool; else have promtool || echo "kpulse: promtool is missing; tests that need it are skipped"; fi
+	if have apt-get; then unpack_tools; else have promtool || echo "kpulse: promtool is missing; tests that need it are skipped"; fi
 fi

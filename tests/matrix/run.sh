@@ -18,4 +18,4 @@ if [ -n "$kernel_tests" ]; then
 fi
 
 exec tests/matrix/kmatrix.sh run "${programs[@]}" --add tests/matrix/guest.sh:/guest.sh --cmd 'sh /guest.sh' \
-	--env KPULSE_MATRIX=1 --jobs 2 "$@"
+	--env KPULSE_MATRIX=1 --modules sch_tbf --jobs 2 "$@"
