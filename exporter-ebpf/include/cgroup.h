@@ -17,7 +17,7 @@ static __always_inline __u64 cgroup_id_v1(struct task_struct *task, __u32 subsys
 
 /*
  * `task` must be a pointer that the verifier trusts, as a tp_btf argument is: then each step is a plain load, a
- * quarter of the cost of a read through a helper. 0 where it cannot be known.
+ * fraction of the cost of a read through a helper. 0 where it cannot be known.
  */
 #define task_cgroup_id(task, controller)                                                    \
 	({                                                                                  \

@@ -1,6 +1,6 @@
 //! Names of kernel addresses, from kallsyms, modules included.
 //!
-//! A table of our own, since it holds functions only, in 3 MiB, and is read when the first stack arrives.
+//! A table of our own, since it holds functions only, and is read when the first stack arrives.
 
 use kpulse_common::paths::Paths;
 use std::fs::File;

@@ -15,7 +15,7 @@ const volatile __u64 min_wait_ns = 50000000;
 
 /*
  * Since when a task is runnable: a word for each value of a pid's low bits, holding the time above the pid's high
- * bits. Array look-ups are inlined and a store is atomic, so this costs a third of a hash map and works where
+ * bits. Array look-ups are inlined and a store is atomic, so this is cheaper than a hash map and works where
  * task storage (5.11) does not. Tasks whose pids share their low bits displace each other, which is counted.
  */
 struct {
