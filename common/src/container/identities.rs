@@ -67,6 +67,16 @@ pub struct ContainerCgroup {
     pub labels: [Arc<str>; 4],
 }
 
+/// Whether a cgroup that is known is still there, and the values of the labels `namespace`, `pod`, `container`,
+/// `container_id`, which are kept for a while after it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// It was there a second ago.
+    Alive([Arc<str>; 4]),
+    /// It is gone for good: an id is never reused.
+    Gone([Arc<str>; 4]),
+}
+
 /// How deep a walk looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Depth {
@@ -116,6 +126,30 @@ impl Identities {
         }
     }
 
+    /// Whether a cgroup is alive, as of a second ago at most; `None` for one that is not known.
+    pub fn life(&mut self, cgroup: CgroupId) -> Option<Life> {
+        self.life_at(cgroup, Instant::now())
+    }
+
+    fn life_at(&mut self, cgroup: CgroupId, now: Instant) -> Option<Life> {
+        self.walk_when_old(cgroup.hierarchy, now);
+        let entry = self.find(cgroup, now)?;
+        let (labels, path, is_missing) =
+            (entry.labels.clone(), entry.path.clone(), entry.gone_since.is_some());
+        // A walk does not look into every container, so what it has not found may be there.
+        let is_gone = is_missing && self.is_elsewhere(cgroup, &path);
+        Some(if is_gone { Life::Gone(labels) } else { Life::Alive(labels) })
+    }
+
+    /// Whether the directory of this path is surely not the cgroup's.
+    fn is_elsewhere(&self, cgroup: CgroupId, path: &str) -> bool {
+        let Some(mount) = self.hierarchies.mount(cgroup.hierarchy) else { return false };
+        match std::fs::metadata(mount.join(path.trim_start_matches('/'))) {
+            Ok(there) => there.ino() != cgroup.id,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        }
+    }
+
     /// The containers that are alive in a hierarchy, as of a second ago at most.
     ///
     /// The cgroups of one container inside another are found a minute late when the outer one had none before.
@@ -128,18 +162,22 @@ impl Identities {
         hierarchy: Hierarchy,
         now: Instant,
     ) -> impl Iterator<Item = ContainerCgroup> + '_ {
-        let walked = self.walked.get(&hierarchy);
-        if walked.is_none_or(|walked| now.duration_since(walked.at) >= WALK_INTERVAL)
-            && let Some(mount) = self.hierarchies.mount(hierarchy).map(Path::to_owned)
-        {
-            self.walk(hierarchy, &mount, now, Depth::Containers);
-        }
+        self.walk_when_old(hierarchy, now);
         let alive = self.walked.get(&hierarchy).map_or(&[][..], |walked| walked.containers.as_slice());
         alive.iter().filter_map(|cgroup| {
             let entry = self.known.get(cgroup)?;
             let (path, labels) = (entry.path.clone(), entry.labels.clone());
             Some(ContainerCgroup { cgroup: *cgroup, path, labels })
         })
+    }
+
+    fn walk_when_old(&mut self, hierarchy: Hierarchy, now: Instant) {
+        let walked = self.walked.get(&hierarchy);
+        if walked.is_none_or(|walked| now.duration_since(walked.at) >= WALK_INTERVAL)
+            && let Some(mount) = self.hierarchies.mount(hierarchy).map(Path::to_owned)
+        {
+            self.walk(hierarchy, &mount, now, Depth::Containers);
+        }
     }
 
     /// How many questions were answered.

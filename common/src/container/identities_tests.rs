@@ -102,6 +102,44 @@ fn a_gone_cgroup_is_kept_for_five_minutes() {
 }
 
 #[test]
+fn a_life_ends_within_a_second_and_keeps_its_labels() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    let after = |milliseconds| start + Duration::from_millis(milliseconds);
+    let container = tree.add(&format!("docker/{ID}"));
+    let labels = tree.identities.labels(container);
+    assert_eq!(tree.identities.life_at(container, start), Some(Life::Alive(labels.clone())));
+    assert_eq!(tree.identities.life_at(unified(u64::MAX), start), None);
+    // What a leaf container makes below its own, a walk finds a minute later.
+    let inner = tree.add(&format!("docker/{ID}/init.scope"));
+    tree.identities.remember(inner, &format!("/docker/{ID}/init.scope"));
+    for milliseconds in [1_000, 2_000, 3_000] {
+        let life = tree.identities.life_at(inner, after(milliseconds));
+        assert_eq!(life, Some(Life::Alive(labels.clone())), "{milliseconds}");
+    }
+    tree.remove(&format!("docker/{ID}"));
+    assert_eq!(tree.identities.life_at(container, after(3_900)), Some(Life::Alive(labels.clone())));
+    for cgroup in [container, inner] {
+        assert_eq!(tree.identities.life_at(cgroup, after(4_000)), Some(Life::Gone(labels.clone())));
+        assert!(tree.path(cgroup, after(4_000)).is_some(), "events may still ask");
+    }
+}
+
+#[test]
+fn another_directory_in_a_gone_cgroups_place_is_not_the_cgroup() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    let old = tree.add(&format!("docker/{ID}"));
+    assert!(matches!(tree.identities.life_at(old, start), Some(Life::Alive(_))));
+    // A new one first, so that its inode is another.
+    tree.add("new");
+    let cgroups = tree.root.path().join("cgroup");
+    tree.remove(&format!("docker/{ID}"));
+    fs::rename(cgroups.join("new"), cgroups.join("docker").join(ID)).unwrap();
+    assert!(matches!(tree.identities.life_at(old, start + Duration::from_secs(1)), Some(Life::Gone(_))));
+}
+
+#[test]
 fn memory_is_bounded_and_room_is_made_of_what_is_gone() {
     let mut tree = Tree::new();
     let now = Instant::now();

@@ -10,7 +10,7 @@ mod identities;
 mod path;
 
 pub use hierarchy::Hierarchies;
-pub use identities::{ContainerCgroup, Identities};
+pub use identities::{ContainerCgroup, Identities, Life};
 pub use path::parse_container;
 
 use serde::Serialize;
