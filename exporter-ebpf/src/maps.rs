@@ -98,8 +98,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// The value of a key; per-CPU values summed.
     pub fn get(&self, key: &K) -> Result<Option<V>, ProbeError> {
         let mut buffer = vec![0u8; self.stride()];
-        let attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
-        match bpf(LOOKUP_ELEM, &attributes) {
+        let mut attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
+        match bpf(LOOKUP_ELEM, &mut attributes) {
             Ok(()) => Ok(Some(self.sum(&buffer))),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(self.failed(error)),
@@ -113,14 +113,14 @@ impl<K: Pod, V: Pod> Table<K, V> {
             // SAFETY: V is Pod, and a chunk has at least its size.
             unsafe { copy.as_mut_ptr().cast::<V>().write_unaligned(*value) };
         }
-        let attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
-        bpf(UPDATE_ELEM, &attributes).map_err(|error| self.failed(error))
+        let mut attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
+        bpf(UPDATE_ELEM, &mut attributes).map_err(|error| self.failed(error))
     }
 
     /// Removes a key; no error when it is gone already.
     pub fn remove(&self, key: &K) -> Result<(), ProbeError> {
-        let attributes = ElementAttributes::new(&self.fd, key, std::ptr::null_mut());
-        match bpf(DELETE_ELEM, &attributes) {
+        let mut attributes = ElementAttributes::new(&self.fd, key, std::ptr::null_mut());
+        match bpf(DELETE_ELEM, &mut attributes) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(self.failed(error)),
             _ => Ok(()),
         }
@@ -143,7 +143,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         loop {
             let mut keys: Vec<u8> = vec![0; size_of::<K>() * size as usize];
             let mut values: Vec<u8> = vec![0; self.stride() * size as usize];
-            let attributes = BatchAttributes {
+            let mut attributes = BatchAttributes {
                 in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
                 out_batch: position.as_mut_ptr() as u64,
                 keys: keys.as_mut_ptr() as u64,
@@ -152,7 +152,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 map_fd: self.fd.as_raw_fd().unsigned_abs(),
                 ..BatchAttributes::default()
             };
-            let outcome = bpf(command, &attributes);
+            let outcome = bpf(command, &mut attributes);
             match outcome.as_ref().map_err(io::Error::raw_os_error) {
                 Ok(()) | Err(Some(libc::ENOENT)) => {}
                 // One bucket holds more than a batch: nothing was read, a larger buffer can.
@@ -184,7 +184,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
                 ElementAttributes { map_fd: self.fd.as_raw_fd().unsigned_abs(), ..Default::default() };
             attributes.key = keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
             attributes.value = next.as_mut_ptr() as u64;
-            match bpf(GET_NEXT_KEY, &attributes) {
+            match bpf(GET_NEXT_KEY, &mut attributes) {
                 Ok(()) => keys.push(read_plain(&next)),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
                 Err(error) => return Err(self.failed(error)),
@@ -261,11 +261,11 @@ pub(crate) struct BatchAttributes {
     pub(crate) flags: u64,
 }
 
-pub(crate) fn bpf<A>(command: i32, attributes: &A) -> io::Result<()> {
+/// The kernel answers in `attributes` too: a batch command puts there how many entries it read.
+pub(crate) fn bpf<A>(command: i32, attributes: &mut A) -> io::Result<()> {
     // SAFETY: the attributes point to buffers that live through the call and have the sizes that the map's types
     // give them; the kernel writes back only into those and into the attributes' own fields.
-    let outcome = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes).cast_mut(), size_of::<A>())
-    };
+    let outcome =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -234,12 +234,12 @@ struct InfoAttributes {
 /// What the kernel has counted for a program.
 fn cost(program: &OwnedFd) -> io::Result<Cost> {
     let mut info = [0u64; PROG_INFO_BYTES / 8];
-    let attributes = InfoAttributes {
+    let mut attributes = InfoAttributes {
         fd: program.as_raw_fd().unsigned_abs(),
         bytes: PROG_INFO_BYTES as u32,
         info: info.as_mut_ptr() as u64,
     };
-    maps::bpf(OBJ_GET_INFO_BY_FD, &attributes)?;
+    maps::bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
     let [time, count] = [RUN_TIME_OFFSET, RUN_COUNT_OFFSET].map(|offset| info[offset / 8] as f64);
     Ok(Cost { runs: count, seconds: time / 1e9 })
 }
@@ -277,7 +277,7 @@ impl WatchedMap {
         loop {
             let mut keys = vec![0u8; self.key_bytes * size as usize];
             let mut values = vec![0u8; self.value_bytes * size as usize];
-            let attributes = BatchAttributes {
+            let mut attributes = BatchAttributes {
                 in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
                 out_batch: position.as_mut_ptr() as u64,
                 keys: keys.as_mut_ptr() as u64,
@@ -286,7 +286,7 @@ impl WatchedMap {
                 map_fd: self.fd.as_raw_fd().unsigned_abs(),
                 ..BatchAttributes::default()
             };
-            match maps::bpf(LOOKUP_BATCH, &attributes) {
+            match maps::bpf(LOOKUP_BATCH, &mut attributes) {
                 Ok(()) => entries += attributes.count,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                     return Ok(entries + attributes.count);
