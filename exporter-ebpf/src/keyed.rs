@@ -1,6 +1,6 @@
 //! The collector of one family whose map has a cgroup in its key, and labels of its own beside it.
 
-use crate::collect::{ByContainer, Entry, Total};
+use crate::collect::{ByContainer, Entry, Sum, Total};
 use crate::error::ProbeError;
 use crate::maps::Table;
 use aya::Pod;
@@ -42,7 +42,7 @@ impl<K: Pod, V: Pod + Default, T: Total + From<V>> KeyedByContainer<K, V, T> {
             keys.push((cgroup_id, key));
         }
         let gone = self.containers.report(self.def, entries, identities, out);
-        let of_gone = keys.iter().filter(|(cgroup_id, _)| gone.contains(cgroup_id));
+        let of_gone = keys.iter().filter(|(cgroup_id, _)| gone.binary_search(cgroup_id).is_ok());
         of_gone.map(|(_, key)| key).try_for_each(|key| self.table.remove(key))
     }
 }
@@ -57,7 +57,7 @@ impl From<u64> for Nanoseconds {
     }
 }
 
-impl Total for Nanoseconds {
+impl Sum for Nanoseconds {
     fn add(&mut self, other: &Self) {
         self.0 = self.0.wrapping_add(other.0);
     }
@@ -65,7 +65,9 @@ impl Total for Nanoseconds {
     fn is_zero(&self) -> bool {
         self.0 == 0
     }
+}
 
+impl Total for Nanoseconds {
     fn into_value(self) -> Value {
         Value::Number(self.0 as f64 / 1e9)
     }

@@ -1,6 +1,6 @@
 #![doc = include_str!("README.md")]
 
-use crate::collect::{ByContainer, Entry};
+use crate::collect::{ByContainer, Entry, Sum, Total};
 use crate::devices::{BlockDevices, DeviceNumber};
 use crate::error::ProbeError;
 use crate::features::Feature;
@@ -112,8 +112,7 @@ pub const PROBE: Probe = Probe {
             losses: maps.table("losses")?,
             devices: BlockDevices::new(kernel.paths),
             owners,
-            owner_d2c: ByContainer::new(kernel.hierarchy),
-            owner_q2c: ByContainer::new(kernel.hierarchy),
+            by_owner: ByContainer::new(kernel.hierarchy),
         }))
     }),
     ..Probe::EMPTY
@@ -129,8 +128,25 @@ struct Reader {
     losses: Table<u32, u64>,
     devices: BlockDevices,
     owners: Table<abi::block_io_owner_key, abi::block_io_owner_value>,
-    owner_d2c: ByContainer<Histogram>,
-    owner_q2c: ByContainer<Histogram>,
+    by_owner: ByContainer<Latencies>,
+}
+
+/// Both families by owner, which come and go together.
+#[derive(Default)]
+struct Latencies {
+    d2c: Histogram,
+    q2c: Histogram,
+}
+
+impl Sum for Latencies {
+    fn add(&mut self, other: &Self) {
+        self.d2c.add(&other.d2c);
+        self.q2c.add(&other.q2c);
+    }
+
+    fn is_zero(&self) -> bool {
+        self.d2c.is_zero() && self.q2c.is_zero()
+    }
 }
 
 impl Reader {
@@ -162,18 +178,21 @@ impl Reader {
     }
 
     fn collect_owners(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+        let entries = self.owners.entries()?.into_iter().map(|(key, value)| Entry {
+            cgroup_id: key.cgroup_id,
+            labels: vec![owner_operation(key.operation).into()],
+            total: Latencies { d2c: value.d2c.into(), q2c: value.q2c.into() },
+        });
         let (mut d2c, mut q2c) = (Vec::new(), Vec::new());
-        for (key, value) in self.owners.entries()? {
-            let entry = |histogram| Entry {
-                cgroup_id: key.cgroup_id,
-                labels: vec![owner_operation(key.operation).into()],
-                total: Histogram::from(histogram),
-            };
-            d2c.push(entry(value.d2c));
-            q2c.push(entry(value.q2c));
+        let gone = self.by_owner.report_each(entries.collect(), identities, |labels, total| {
+            d2c.push((labels.clone(), total.d2c));
+            q2c.push((labels, total.q2c));
+        });
+        for (def, series) in [(&OWNER_D2C, d2c), (&OWNER_Q2C, q2c)] {
+            for (labels, latency) in series.into_iter().filter(|(_, latency)| latency.count() > 0) {
+                out.push(def, labels, latency.into_value());
+            }
         }
-        let gone = self.owner_d2c.report(&OWNER_D2C, d2c, identities, out);
-        self.owner_q2c.report(&OWNER_Q2C, q2c, identities, out);
         for cgroup_id in gone {
             for operation in OWNER_OPERATIONS {
                 self.owners.remove(&abi::block_io_owner_key { cgroup_id, operation })?;
