@@ -63,7 +63,8 @@ count_tests() {
 failed_tests() { awk '/^failures:$/ { count = 0 } /^    [A-Za-z0-9_:]+$/ { name[count++] = $1 } END { for (i = 0; i < count; i++) print name[i] }' "$1"; }
 
 # run_again NAME FOLDER PROGRAM ARGUMENT...: gives the failed tests of a program a second chance, and tells of those that
-# take it: what they provoke shares the machine with everything else on it.
+# take it. Their oracles are exact and the machine is not theirs alone: some kernels of sandboxes run no BPF program in
+# an interrupt of the sandbox's own agent, so that a packet in twenty is missing now and then.
 run_again() {
 	local name=$1 folder=$2 log="$logs/${1// /-}" tests
 	shift 2
