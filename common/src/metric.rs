@@ -135,8 +135,8 @@ pub enum Value {
 /// One series: label values in the order of [`MetricDef::label_names`], and the value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// Values of the labels; as many as the family has label names.
-    pub labels: Vec<Arc<str>>,
+    /// Values of the labels; as many as the family has label names. Shared, since most series live from scrape to scrape.
+    pub labels: Arc<[Arc<str>]>,
     /// The value.
     pub value: Value,
 }
@@ -161,29 +161,40 @@ impl Samples {
     ///
     /// # Panics
     /// In debug builds, when the number of label values is not the number of label names.
-    pub fn push(&mut self, def: &MetricDef, labels: Vec<Arc<str>>, value: Value) {
-        debug_assert_eq!(labels.len(), def.label_names().count(), "label values of {}", def.name);
-        let series = Series { labels, value };
+    pub fn push(&mut self, def: &MetricDef, labels: impl Into<Arc<[Arc<str>]>>, value: Value) {
+        self.extend(def, [Series { labels: labels.into(), value }]);
+    }
+
+    /// Adds series to a family.
+    ///
+    /// # Panics
+    /// As [`Self::push`].
+    pub fn extend(&mut self, def: &MetricDef, series: impl IntoIterator<Item = Series>) {
+        let mut series = series.into_iter().inspect(|series| {
+            debug_assert_eq!(series.labels.len(), def.label_names().count(), "label values of {}", def.name);
+        });
         // Series of one family arrive together, so the last family is nearly always the right one.
-        match self.families.iter_mut().rev().find(|family| family.def.name == def.name) {
-            Some(family) => family.series.push(series),
-            None => self.families.push(Family { def: *def, series: vec![series] }),
+        if let Some(family) = self.families.iter_mut().rev().find(|family| family.def.name == def.name) {
+            family.series.extend(series);
+        } else if let Some(first) = series.next() {
+            let series = std::iter::once(first).chain(series).collect();
+            self.families.push(Family { def: *def, series });
         }
     }
 
     /// Adds a whole count.
     pub fn count(&mut self, def: &MetricDef, labels: &[&str], value: u64) {
-        self.push(def, labels.iter().map(|&label| label.into()).collect(), Value::Count(value));
+        self.push(def, values(labels), Value::Count(value));
     }
 
     /// Adds a measured quantity.
     pub fn number(&mut self, def: &MetricDef, labels: &[&str], value: f64) {
-        self.push(def, labels.iter().map(|&label| label.into()).collect(), Value::Number(value));
+        self.push(def, values(labels), Value::Number(value));
     }
 
     /// Adds a histogram.
     pub fn histogram(&mut self, def: &MetricDef, labels: &[&str], value: Histogram) {
-        self.push(def, labels.iter().map(|&label| label.into()).collect(), Value::Histogram(Box::new(value)));
+        self.push(def, values(labels), Value::Histogram(Box::new(value)));
     }
 
     /// The families in the order in which they were first filled.
@@ -200,4 +211,8 @@ impl Samples {
             }
         }
     }
+}
+
+fn values(labels: &[&str]) -> Arc<[Arc<str>]> {
+    labels.iter().map(|&label| label.into()).collect()
 }

@@ -3,28 +3,31 @@
 //! `prometheus-client` writes OpenMetrics only, which this format's readers take for untyped counters and comments.
 
 use super::{cumulative, sum_seconds};
-use crate::metric::{Family, Histogram, MetricKind, Samples, Series, Value};
-use std::fmt::Write;
+use crate::metric::{Family, Histogram, MetricKind, Samples, Value};
+use labels::Labels;
+use number::{push_count, push_number};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The bytes of one series, so that the text grows without being copied often.
-const SERIES_BYTES: usize = 96;
+mod labels;
+mod number;
+
+/// How long the last text was: the next one is about as long, and grows without being copied.
+static LAST_BYTES: AtomicUsize = AtomicUsize::new(16 << 10);
 
 /// Writes all families.
 pub fn encode(samples: &Samples) -> String {
-    let lines: usize = samples.families().iter().map(lines).sum();
-    let mut out = String::with_capacity(lines * SERIES_BYTES);
+    let last = LAST_BYTES.load(Ordering::Relaxed);
+    let mut out = String::with_capacity(last + last / 16);
+    let mut labels = Labels::default();
     for family in samples.families() {
-        encode_family(family, &mut out);
+        encode_family(family, &mut labels, &mut out);
     }
+    LAST_BYTES.store(out.len(), Ordering::Relaxed);
     out
 }
 
-fn lines(family: &Family) -> usize {
-    let each = if family.def.kind == MetricKind::Histogram { crate::metric::HISTOGRAM_SLOTS + 2 } else { 1 };
-    2 + family.series.len() * each
-}
-
-fn encode_family(family: &Family, out: &mut String) {
+fn encode_family<'a>(family: &'a Family, labels: &mut Labels<'a>, out: &mut String) {
     let name = family.def.name;
     let kind = match family.def.kind {
         MetricKind::Counter => "counter",
@@ -40,48 +43,67 @@ fn encode_family(family: &Family, out: &mut String) {
     out.push(' ');
     out.push_str(kind);
     out.push('\n');
-    let label_names: Vec<_> = family.def.label_names().collect();
-    let mut labels = String::new();
     for series in &family.series {
-        labels.clear();
-        encode_labels(&label_names, series, &mut labels);
+        let labels = labels.of(family.def.labels, series);
         match &series.value {
-            Value::Count(count) => sample(name, "", &labels, *count, out),
-            Value::Number(number) => sample(name, "", &labels, Number(*number), out),
-            Value::Histogram(histogram) => encode_histogram(name, &labels, histogram, out),
+            Value::Count(count) => {
+                begin(name, "", labels, out);
+                push_count(*count, out);
+            }
+            Value::Number(number) => {
+                begin(name, "", labels, out);
+                push_number(*number, out);
+            }
+            Value::Histogram(histogram) => {
+                encode_histogram(name, labels, histogram, out);
+                continue;
+            }
         }
-    }
-}
-
-/// `a="1",b="2"`, with no braces, since a histogram adds `le` to them.
-fn encode_labels(names: &[&str], series: &Series, out: &mut String) {
-    for (index, (name, value)) in names.iter().zip(&series.labels).enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        out.push_str(name);
-        out.push_str("=\"");
-        escape(value, true, out);
-        out.push('"');
+        out.push('\n');
     }
 }
 
 fn encode_histogram(name: &str, labels: &str, histogram: &Histogram, out: &mut String) {
-    let mut with_bound = String::with_capacity(labels.len() + 40);
-    for (bound, count) in cumulative(histogram) {
-        with_bound.clear();
-        with_bound.push_str(labels);
+    for (bound, (_, count)) in bounds().iter().zip(cumulative(histogram)) {
+        out.push_str(name);
+        out.push_str("_bucket{");
+        out.push_str(labels);
         if !labels.is_empty() {
-            with_bound.push(',');
+            out.push(',');
         }
-        push(&mut with_bound, format_args!("le=\"{}\"", Bound(bound)));
-        sample(name, "_bucket", &with_bound, count, out);
+        out.push_str("le=\"");
+        out.push_str(bound);
+        out.push_str("\"} ");
+        push_count(count, out);
+        out.push('\n');
     }
-    sample(name, "_sum", labels, Number(sum_seconds(histogram)), out);
-    sample(name, "_count", labels, histogram.count(), out);
+    begin(name, "_sum", labels, out);
+    push_number(sum_seconds(histogram), out);
+    out.push('\n');
+    begin(name, "_count", labels, out);
+    push_count(histogram.count(), out);
+    out.push('\n');
 }
 
-fn sample(name: &str, suffix: &str, labels: &str, value: impl std::fmt::Display, out: &mut String) {
+/// The values of `le`. They are labels, so their spelling matters: the same as in OpenMetrics, where whole numbers end
+/// in `.0`, or a change of format would look like new series.
+fn bounds() -> &'static [String] {
+    static BOUNDS: OnceLock<Vec<String>> = OnceLock::new();
+    BOUNDS.get_or_init(|| {
+        let spell = |(bound, _): (f64, u64)| {
+            let mut text = String::new();
+            push_number(bound, &mut text);
+            if bound.is_finite() && bound.fract() == 0.0 {
+                text.push_str(".0");
+            }
+            text
+        };
+        cumulative(&Histogram::default()).map(spell).collect()
+    })
+}
+
+/// A line as far as its value.
+fn begin(name: &str, suffix: &str, labels: &str, out: &mut String) {
     out.push_str(name);
     out.push_str(suffix);
     if !labels.is_empty() {
@@ -89,11 +111,7 @@ fn sample(name: &str, suffix: &str, labels: &str, value: impl std::fmt::Display,
         out.push_str(labels);
         out.push('}');
     }
-    push(out, format_args!(" {value}\n"));
-}
-
-fn push(out: &mut String, arguments: std::fmt::Arguments<'_>) {
-    out.write_fmt(arguments).expect("a String takes everything");
+    out.push(' ');
 }
 
 /// Backslash and newline, and in label values the quote too.
@@ -113,37 +131,6 @@ fn escape(text: &str, quotes: bool, out: &mut String) {
             Some('"') if quotes => out.push_str("\\\""),
             Some(other) => out.push(other),
             None => {}
-        }
-    }
-}
-
-/// A value, in the shortest form that reads back as the same number.
-struct Number(f64);
-
-impl std::fmt::Display for Number {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self(number) = *self;
-        match number {
-            _ if number == f64::INFINITY => out.write_str("+Inf"),
-            _ if number == f64::NEG_INFINITY => out.write_str("-Inf"),
-            _ if number == 0.0 || (1e-6..1e17).contains(&number.abs()) => write!(out, "{number}"),
-            // NaN is written as "NaN" by both.
-            _ => write!(out, "{number:e}"),
-        }
-    }
-}
-
-/// The value of `le`. It is a label, so its spelling matters: the same as in OpenMetrics, where whole numbers
-/// end in `.0`, or a change of format would look like new series.
-struct Bound(f64);
-
-impl std::fmt::Display for Bound {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self(bound) = *self;
-        if bound.is_finite() && bound.fract() == 0.0 {
-            write!(out, "{bound:.1}")
-        } else {
-            write!(out, "{}", Number(bound))
         }
     }
 }
