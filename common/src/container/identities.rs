@@ -4,7 +4,7 @@ use super::{CgroupId, ContainerIdentity, Hierarchies, Hierarchy, handle, parse_c
 use crate::paths::Paths;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,8 +52,8 @@ struct Walked {
     at: Instant,
     /// When every directory was looked into, those of leaf containers too.
     whole_at: Option<Instant>,
-    /// The outermost cgroup of each container. Bound: [`PATHS_MAX`].
-    containers: Vec<CgroupId>,
+    /// The outermost cgroup of each container; the same list while it has the same containers. Bound: [`PATHS_MAX`].
+    containers: Arc<[ContainerCgroup]>,
 }
 
 /// The cgroup of a container: the outermost one where it made more below its own.
@@ -162,13 +162,18 @@ impl Identities {
         hierarchy: Hierarchy,
         now: Instant,
     ) -> impl Iterator<Item = ContainerCgroup> + '_ {
+        self.alive_at(hierarchy, now);
+        self.walked.get(&hierarchy).map_or(&[][..], |walked| &walked.containers).iter().cloned()
+    }
+
+    /// As [`Self::containers`]: one list, which is the same again and again until a container comes or goes.
+    pub fn alive(&mut self, hierarchy: Hierarchy) -> Arc<[ContainerCgroup]> {
+        self.alive_at(hierarchy, Instant::now())
+    }
+
+    fn alive_at(&mut self, hierarchy: Hierarchy, now: Instant) -> Arc<[ContainerCgroup]> {
         self.walk_when_old(hierarchy, now);
-        let alive = self.walked.get(&hierarchy).map_or(&[][..], |walked| walked.containers.as_slice());
-        alive.iter().filter_map(|cgroup| {
-            let entry = self.known.get(cgroup)?;
-            let (path, labels) = (entry.path.clone(), entry.labels.clone());
-            Some(ContainerCgroup { cgroup: *cgroup, path, labels })
-        })
+        self.walked.get(&hierarchy).map_or_else(Arc::default, |walked| Arc::clone(&walked.containers))
     }
 
     fn walk_when_old(&mut self, hierarchy: Hierarchy, now: Instant) {
@@ -240,7 +245,7 @@ impl Identities {
         let Some(walked) = self.walked.get(&hierarchy) else {
             // The first question starts the clock; there is nothing to sweep yet.
             let at = now.checked_sub(WALK_INTERVAL).unwrap_or(now);
-            self.walked.insert(hierarchy, Walked { at, whole_at: None, containers: Vec::new() });
+            self.walked.insert(hierarchy, Walked { at, whole_at: None, containers: Arc::default() });
             return;
         };
         if now.duration_since(walked.at) >= SWEEP_INTERVAL
@@ -257,11 +262,11 @@ impl Identities {
         let whole_at = last_whole
             .filter(|last| depth == Depth::Containers && now.duration_since(*last) < SWEEP_INTERVAL)
             .unwrap_or(now);
-        let is_known_leaf = |id: u64| {
-            let entry = self.known.get(&CgroupId { hierarchy, id });
-            whole_at != now && entry.is_some_and(|entry| entry.is_leaf && entry.container.is_some())
+        let known_leaf = |id: u64| {
+            let entry = self.known.get(&CgroupId { hierarchy, id })?;
+            (whole_at != now && entry.is_leaf && entry.container.is_some()).then_some(&*entry.path)
         };
-        let found = directories(mount, is_known_leaf);
+        let found = directories(mount, known_leaf);
         for (cgroup, entry) in &mut self.known {
             if cgroup.hierarchy == hierarchy && entry.gone_since.is_none() {
                 entry.gone_since = Some(now);
@@ -271,7 +276,9 @@ impl Identities {
         for Directory { id, path, is_leaf } in found {
             let cgroup = CgroupId { hierarchy, id };
             // A v1 cgroup can be renamed.
-            if self.known.get(&cgroup).is_none_or(|entry| *entry.path != *path) {
+            if let Some(path) = path
+                && self.known.get(&cgroup).is_none_or(|entry| *entry.path != *path)
+            {
                 self.remember(cgroup, &path);
             }
             let Some(entry) = self.known.get_mut(&cgroup) else { continue };
@@ -279,12 +286,21 @@ impl Identities {
             // A directory comes before those below it, so the first of an id is the outermost. One id in two places
             // would be one series twice.
             if entry.container.is_some() && seen.insert(Arc::clone(&entry.labels[3])) {
-                containers.push(cgroup);
+                let (path, labels) = (Arc::clone(&entry.path), entry.labels.clone());
+                containers.push(ContainerCgroup { cgroup, path, labels });
             }
         }
         self.known
             .retain(|_, entry| entry.gone_since.is_none_or(|since| now.duration_since(since) < KEEP_GONE));
         self.unknown.retain(|_, since| now.duration_since(*since) < UNKNOWN_FOR);
+        let before = self.walked.remove(&hierarchy).map(|walked| walked.containers);
+        let same = before.filter(|before| {
+            let mut pairs = before.iter().zip(&containers);
+            // What was renamed was remembered anew, with another path.
+            before.len() == containers.len()
+                && pairs.all(|(a, b)| a.cgroup == b.cgroup && Arc::ptr_eq(&a.path, &b.path))
+        });
+        let containers = same.unwrap_or_else(|| containers.into());
         self.walked.insert(hierarchy, Walked { at: now, whole_at: Some(whole_at), containers });
     }
 
@@ -319,34 +335,43 @@ fn labels_of(container: &ContainerIdentity) -> [Arc<str>; 4] {
 /// A directory of a cgroup tree.
 struct Directory {
     id: u64,
-    path: String,
+    /// `None` for a known leaf, which is where it was.
+    path: Option<String>,
     is_leaf: bool,
 }
 
 /// `mount` and every directory below it, at most [`PATHS_MAX`], each before those below it. Those that vanish
-/// meanwhile or cannot be read are left out, and those that `is_known_leaf` are not looked into.
-fn directories(mount: &Path, is_known_leaf: impl Fn(u64) -> bool) -> Vec<Directory> {
+/// meanwhile or cannot be read are left out. `known_leaf` gives the path of one that is not to be looked into.
+fn directories<'a>(mount: &Path, known_leaf: impl Fn(u64) -> Option<&'a str>) -> Vec<Directory> {
     let Ok(root) = std::fs::metadata(mount) else { return Vec::new() };
-    let mut found = vec![Directory { id: root.ino(), path: "/".to_owned(), is_leaf: false }];
-    let mut pending: Vec<PathBuf> = vec![mount.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+    let mut found = vec![Directory { id: root.ino(), path: Some("/".to_owned()), is_leaf: false }];
+    // Paths within the hierarchy; that of the root is empty, as every other begins with a slash.
+    let mut pending: Vec<String> = vec![String::new()];
+    while let Some(parent) = pending.pop() {
+        let Ok(entries) = std::fs::read_dir(mount.join(parent.trim_start_matches('/'))) else { continue };
         for entry in entries.filter_map(Result::ok) {
             if found.len() >= PATHS_MAX {
                 return found;
             }
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let path = entry.path();
-                // The kernel counts a directory's link from its parent, its own, and one from each directory in it.
-                let is_leaf = is_known_leaf(entry.ino()) || entry.metadata().is_ok_and(|it| it.nlink() == 2);
-                if let Ok(relative) = path.strip_prefix(mount) {
-                    let path = format!("/{}", relative.to_string_lossy());
-                    found.push(Directory { id: entry.ino(), path, is_leaf });
-                }
-                if !is_leaf {
-                    pending.push(path);
-                }
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
             }
+            let (id, name) = (entry.ino(), entry.file_name());
+            let known = known_leaf(id);
+            if known
+                .and_then(|path| path.strip_prefix(&*parent)?.strip_prefix('/'))
+                .is_some_and(|it| name == it)
+            {
+                found.push(Directory { id, path: None, is_leaf: true });
+                continue;
+            }
+            // The kernel counts a directory's link from its parent, its own, and one from each directory in it.
+            let is_leaf = known.is_some() || entry.metadata().is_ok_and(|it| it.nlink() == 2);
+            let path = format!("{parent}/{}", name.to_string_lossy());
+            if !is_leaf {
+                pending.push(path.clone());
+            }
+            found.push(Directory { id, path: Some(path), is_leaf });
         }
     }
     found

@@ -1,6 +1,7 @@
 use super::*;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 const ID: &str = "0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c8d9eafb";
 
@@ -204,6 +205,28 @@ fn a_container_inside_a_leaf_container_is_found_by_the_next_whole_walk() {
 }
 
 #[test]
+fn the_list_is_the_same_until_a_container_comes_goes_or_is_renamed() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    let mut second = 0;
+    let mut list = |tree: &mut Tree| {
+        second += 1;
+        tree.identities.alive_at(Hierarchy::Unified, start + Duration::from_secs(second))
+    };
+    tree.add(&format!("docker/{ID}"));
+    let first = list(&mut tree);
+    tree.add("system.slice/ssh.service");
+    assert!(Arc::ptr_eq(&first, &list(&mut tree)));
+    let cgroups = tree.root.path().join("cgroup");
+    fs::rename(cgroups.join("docker").join(ID), cgroups.join(ID)).unwrap();
+    assert_eq!(&*list(&mut tree)[0].path, format!("/{ID}"));
+    let other = ID.replace('0', "f");
+    tree.add(&other);
+    tree.remove(ID);
+    assert_eq!(list(&mut tree).iter().map(|it| &*it.labels[3]).collect::<Vec<_>>(), [other]);
+}
+
+#[test]
 fn ids_of_two_hierarchies_are_kept_apart() {
     let mut tree = Tree::new();
     let a = tree.add("a");
@@ -258,9 +281,9 @@ fn resolves_real_cgroups_of_this_machine() {
         let Some(mount) = hierarchies.mount(hierarchy) else { continue };
         let Some(parent) = RealCgroup::new(mount, hierarchy.name()) else { continue };
         let Some(container) = RealCgroup::new(&parent.0, &format!("docker-{ID}.scope")) else { continue };
-        let by_walk = directories(mount, |_| false).into_iter().find(|it| it.id == container.id());
+        let by_walk = directories(mount, |_| None).into_iter().find(|it| it.id == container.id());
         let relative = format!("/{}", container.0.strip_prefix(mount).unwrap().display());
-        assert_eq!(by_walk.map(|it| it.path).as_ref(), Some(&relative), "{hierarchy:?}");
+        assert_eq!(by_walk.and_then(|it| it.path).as_ref(), Some(&relative), "{hierarchy:?}");
         let mut identities = Identities::new(&Paths::default());
         let cgroup = CgroupId { hierarchy, id: container.id() };
         assert_eq!(identities.path(cgroup).as_deref(), Some(relative.as_str()), "{hierarchy:?}");

@@ -35,12 +35,19 @@ impl Hierarchy {
 }
 
 /// A cgroup: inode of its directory, unique within one hierarchy only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CgroupId {
     /// The hierarchy that the id belongs to.
     pub hierarchy: Hierarchy,
     /// The inode.
     pub id: u64,
+}
+
+/// By the inode alone: few ids are of two hierarchies, and names of hierarchies take longer to hash.
+impl std::hash::Hash for CgroupId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+    }
 }
 
 /// What is known of a container. A cgroup path gives the id, the runtime and the pod's uid; the names come from a
