@@ -223,7 +223,7 @@ fn report(device: &Arc<str>, key: &abi::block_io_key, value: &abi::block_io_valu
     count(&BYTES, Value::Count(value.bytes));
     for (name, untimed) in [("d2c", value.d2c_untimed), ("q2c", value.q2c_untimed)] {
         let labels = labels.iter().cloned().chain([name.into()]);
-        out.push(&UNTIMED, labels.collect(), Value::Count(untimed));
+        out.push(&UNTIMED, labels.collect::<Vec<_>>(), Value::Count(untimed));
     }
 }
 

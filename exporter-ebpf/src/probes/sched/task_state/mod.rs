@@ -138,7 +138,7 @@ impl Tasks {
                 // Only threads of the kernel itself are ever idle in this sense.
                 if sum > 0 || *state != "idle" {
                     let labels = container.iter().cloned().chain([(*state).into()]);
-                    out.push(&TASKS, labels.collect(), Value::Count(sum));
+                    out.push(&TASKS, labels.collect::<Vec<_>>(), Value::Count(sum));
                 }
             }
         }
