@@ -12,9 +12,12 @@ use std::{env, fs};
 /// Headers whose types all probes share; they become `crate::abi`.
 const SHARED_HEADERS: [&str; 2] = ["record.h", "histogram.h"];
 
+/// The example of CONTRIBUTING.md, which only a test loads.
+const EXAMPLE: &str = "src/example/exec.bpf.c";
+
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for input in ["build.rs", "build", "include", "src/probes"] {
+    for input in ["build.rs", "build", "include", "src/probes", EXAMPLE] {
         println!("cargo::rerun-if-changed={input}");
     }
 
@@ -29,6 +32,7 @@ fn main() {
         let header = folder.join(format!("{name}.h"));
         bind(&[header], "use crate::abi::*;", &out.join(format!("{name}.rs")));
     }
+    clang.compile(Path::new(EXAMPLE), &[Path::new("include")], &out.join("exec.bpf.o"));
     let shared: Vec<PathBuf> = SHARED_HEADERS.iter().map(|name| Path::new("include").join(name)).collect();
     bind(&shared, "", &out.join("abi.rs"));
 }

@@ -5,6 +5,15 @@
 
 #include "histogram.h"
 
+/* A map from cgroup id to value. Bound: the loader's container_max. Key 0 holds what found no room. */
+#define BY_CGROUP(name, value_type)                     \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_PERCPU_HASH); \
+		__uint(max_entries, 512);               \
+		__type(key, __u64);                     \
+		__type(value, value_type);              \
+	} name SEC(".maps")
+
 /* The value of `key`, made from `empty` when it is new; that of cgroup 0 when there is no room. */
 static __always_inline void *value_by_cgroup(void *map, void *key, const void *empty)
 {

@@ -3,6 +3,7 @@
 use crate::collect::{ByContainer, Entry, Sum, Total};
 use crate::error::ProbeError;
 use crate::maps::Table;
+use crate::probe::{Collector, Kernel};
 use aya::Pod;
 use kpulse_common::container::{Hierarchy, Identities};
 use kpulse_common::metric::{MetricDef, Samples, Value};
@@ -31,9 +32,21 @@ impl<K: Pod, V: Pod + Default, T: Total + From<V>> KeyedByContainer<K, V, T> {
         rest.iter().try_for_each(|key| table.set(key, &V::default()))?;
         Ok(Self { def, table, describe: Box::new(describe), containers: ByContainer::new(hierarchy) })
     }
+}
 
-    /// Adds the family to `out`, and removes what cgroups that are gone had counted.
-    pub fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
+impl KeyedByContainer<u64, u64, u64> {
+    /// Reports a map from cgroup id to count.
+    pub fn counts(
+        def: &'static MetricDef,
+        table: Table<u64, u64>,
+        kernel: &Kernel<'_>,
+    ) -> Result<Box<dyn Collector>, ProbeError> {
+        Ok(Box::new(Self::new(def, table, kernel.hierarchy, &[0], |id| (*id, Vec::new()))?))
+    }
+}
+
+impl<K: Pod, V: Pod + Default, T: Total + From<V> + Send> Collector for KeyedByContainer<K, V, T> {
+    fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
         let mut entries = Vec::new();
         let mut keys = Vec::new();
         for (key, value) in self.table.entries()? {

@@ -7,6 +7,8 @@ pub mod btf;
 pub mod collect;
 pub mod devices;
 pub mod error;
+#[cfg(test)]
+mod example;
 pub mod features;
 pub mod hook;
 pub mod keyed;

@@ -6,6 +6,8 @@ mod check;
 mod collectors;
 mod config;
 mod doctor;
+#[cfg(test)]
+mod example;
 mod filter;
 mod flags;
 mod memory;

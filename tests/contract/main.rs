@@ -1,5 +1,6 @@
 //! What the reading of the tree promises: names, dependencies, the shape of a probe's folder.
 
+mod examples;
 mod naming;
 mod probes;
 mod reference;

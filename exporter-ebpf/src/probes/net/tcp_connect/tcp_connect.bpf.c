@@ -40,19 +40,9 @@ struct {
 	__type(value, struct histogram);
 } rtt SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 512);
-	__type(key, __u64);
-	__type(value, struct histogram);
-} accept_wait SEC(".maps");
+BY_CGROUP(accept_wait, struct histogram);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 512);
-	__type(key, __u64);
-	__type(value, __u64);
-} rwnd_limited SEC(".maps");
+BY_CGROUP(rwnd_limited, __u64);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -20,13 +20,7 @@
 /* A task in one of these cannot be woken by a signal either: TASK_RTLOCK_WAIT (5.15) and TASK_FROZEN (6.1). */
 #define TASK_LIKE_UNINTERRUPTIBLE 0x9000
 
-/* Bound: the loader's container_max. Key 0 holds what found no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 512);
-	__type(key, __u64);
-	__type(value, struct histogram);
-} slept SEC(".maps");
+BY_CGROUP(slept, struct histogram);
 
 /* Filled by one run of the iterator, and emptied behind it. Bound: STATES times the loader's container_max. */
 struct {
