@@ -4,17 +4,41 @@ use super::escape;
 use crate::metric::{CONTAINER_LABELS, Label, Series};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Where the values of a container's labels are in memory: two containers' values are in two places for as long as the
+/// samples are borrowed.
+type Addresses = [usize; 4];
+
+/// Mixes addresses, which nobody chooses to collide.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for address in bytes.chunks(size_of::<u64>()) {
+            let word = address.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            // 2^64 divided by the golden ratio spreads what differs in few bits.
+            self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
+
 /// Writes labels, and keeps those of containers while the samples of one scrape live.
 #[derive(Default)]
 pub(super) struct Labels<'a> {
-    /// Where `texts` holds the labels of a container, by where the values are in memory: two containers' values are in
-    /// two places for as long as the samples are borrowed. Bound: the series of one scrape.
-    known: HashMap<[usize; 4], Range<usize>>,
+    /// Where `texts` holds the labels of a container. Bound: the series of one scrape.
+    known: HashMap<Addresses, Range<usize>, BuildHasherDefault<AddressHasher>>,
     texts: String,
+    /// The container of the series before, which is often that of the next one.
+    last: (Addresses, Range<usize>),
     line: String,
     samples: PhantomData<&'a Series>,
 }
@@ -49,7 +73,11 @@ impl<'a> Labels<'a> {
     }
 
     fn container(&mut self, values: [&'a Arc<str>; 4]) -> Range<usize> {
-        match self.known.entry(values.map(|value| value.as_ptr().addr())) {
+        let addresses = values.map(|value| value.as_ptr().addr());
+        if self.last.0 == addresses {
+            return self.last.1.clone();
+        }
+        let range = match self.known.entry(addresses) {
             Entry::Occupied(known) => known.get().clone(),
             Entry::Vacant(unknown) => {
                 let start = self.texts.len();
@@ -61,7 +89,9 @@ impl<'a> Labels<'a> {
                 }
                 unknown.insert(start..self.texts.len()).clone()
             }
-        }
+        };
+        self.last = (addresses, range.clone());
+        range
     }
 }
 
