@@ -6,6 +6,7 @@ use kpulse_common::container::{ContainerCgroup, Hierarchy, Identities};
 use kpulse_common::metric::MetricDef;
 use kpulse_common::paths::Paths;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub const OVERFLOW: MetricDef = MetricDef::counter(
     "kpulse_series_overflow_total",
@@ -16,6 +17,9 @@ pub const OVERFLOW: MetricDef = MetricDef::counter(
 /// The families of this module.
 pub const METRICS: &[MetricDef] = &[OVERFLOW];
 
+/// The containers that are alive in a hierarchy, each with where its values go.
+pub type Containers = Arc<[(ContainerCgroup, Place)]>;
+
 /// Shared by the collectors, which take turns.
 pub struct Host {
     /// Where the kernel's file systems are mounted.
@@ -25,6 +29,8 @@ pub struct Host {
     /// The buffer for files.
     pub text: Text,
     roster: Roster,
+    /// For each hierarchy what was alive when it was placed. Bound: the hierarchies that collectors ask for.
+    placed: Vec<(Hierarchy, Arc<[ContainerCgroup]>, Containers)>,
 }
 
 impl Host {
@@ -35,19 +41,37 @@ impl Host {
             identities: Identities::new(paths),
             text: Text::default(),
             roster: Roster::new(container_max),
+            placed: Vec::new(),
         }
     }
 
-    /// The containers that are alive in a hierarchy, each with where its values go.
-    pub fn containers(&mut self, hierarchy: Hierarchy) -> Vec<(ContainerCgroup, Place)> {
-        let alive = self.identities.containers(hierarchy).collect();
-        self.roster.place(hierarchy, alive)
+    /// The containers that are alive in a hierarchy, each with where its values go: one list until they change.
+    pub fn containers(&mut self, hierarchy: Hierarchy) -> Containers {
+        let alive = self.identities.alive(hierarchy);
+        let placed = self.placed.iter().position(|(of, _, _)| *of == hierarchy);
+        if let Some((_, before, containers)) = placed.map(|index| &self.placed[index])
+            && Arc::ptr_eq(before, &alive)
+        {
+            return Arc::clone(containers);
+        }
+        let containers: Containers = self.roster.place(hierarchy, alive.to_vec()).into();
+        let entry = (hierarchy, alive, Arc::clone(&containers));
+        match placed {
+            Some(index) => self.placed[index] = entry,
+            None => self.placed.push(entry),
+        }
+        containers
     }
 
-    /// A file of the host's network namespace, `/proc/1/net/NAME`. Where process 1 is hidden, it is our own namespace.
+    /// `/proc/1/net`, of the host's network namespace. Where process 1 is hidden, it is our own namespace.
+    pub fn net_folder(&self) -> PathBuf {
+        let of_init = self.paths.procfs.join("1/net");
+        if of_init.join("dev").exists() { of_init } else { self.paths.procfs.join("net") }
+    }
+
+    /// A file of the host's network namespace.
     pub fn net_file(&self, name: &str) -> PathBuf {
-        let of_init = self.paths.procfs.join("1/net").join(name);
-        if of_init.exists() { of_init } else { self.paths.procfs.join("net").join(name) }
+        self.net_folder().join(name)
     }
 
     /// Containers that found no room, since this was made.

@@ -13,6 +13,7 @@ mod memory;
 mod namespaces;
 mod netdev;
 mod netstat;
+mod pace;
 mod pressure;
 mod reference;
 mod roster;

@@ -1,66 +1,144 @@
-//! The network namespaces of containers, each through one process that lives in it.
+//! What is read in each network namespace of a container, through one process that lives in it.
+//!
+//! Such a reading takes the kernel from 40 µs to milliseconds, so containers take turns, and tell what was read last.
 
 use super::Host;
+use super::host::Containers;
+use super::pace::Pace;
 use super::roster::Place;
-use kpulse_common::container::{Hierarchies, Hierarchy};
+use kpulse_common::container::{ContainerCgroup, Hierarchies, Hierarchy};
+use kpulse_common::metric::MetricKind;
 use kpulse_common::paths::Paths;
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Most namespaces that are read in a scrape; each costs a few system calls.
-const NAMESPACES_MAX: usize = 128;
 /// Most folders below a container's cgroup that are searched for a process.
 const FOLDERS_MAX: usize = 8;
 
-/// A network namespace that is not the host's.
+/// A network namespace, by a process that is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
-    /// Of the container that stands for it.
-    pub labels: [Arc<str>; 4],
-    /// `/proc/PID/net` of one of its processes.
+    /// `/proc/PID/net` of the process.
     pub folder: PathBuf,
+    /// What tells namespaces apart: each has its own files, so their inodes differ. `/proc/PID/ns/net` would ask for
+    /// the right to trace the process.
+    pub inode: u64,
 }
 
-/// Finds them.
-pub struct Namespaces {
+impl Namespace {
+    /// That of a `net` folder; `None` when its process is gone.
+    pub fn of_folder(folder: PathBuf) -> Option<Self> {
+        let inode = fs::metadata(folder.join("dev")).ok()?.ino();
+        Some(Self { folder, inode })
+    }
+
+    /// That of a cgroup's processes; `None` when it has none.
+    pub fn of_cgroup(cgroup: &Path, procfs: &Path) -> Option<Self> {
+        Self::of_folder(procfs.join(first_process(cgroup)?).join("net"))
+    }
+}
+
+/// Values of the containers that have a namespace of their own; of several in one, the first that was found has it.
+pub struct ByNamespace<T> {
+    /// That every runtime puts its containers in.
     hierarchy: Hierarchy,
+    /// A gauge ends with the last process; a counter stands where it stood.
+    kind: MetricKind,
+    containers: Containers,
+    /// By cgroup. Bound: the containers that have series of their own.
+    known: HashMap<u64, Known<T>>,
+    /// Whose turn is next.
+    next: usize,
 }
 
-impl Namespaces {
-    /// Through the hierarchy that every runtime puts its containers in.
-    pub fn new(paths: &Paths) -> Self {
-        Self { hierarchy: Hierarchies::detect(paths).of("cpu") }
+struct Known<T> {
+    namespace: Namespace,
+    value: T,
+}
+
+/// What a container's turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It has no namespace of its own, or no process.
+    Passed,
+    /// Its namespace was read.
+    Read,
+}
+
+impl<T> ByNamespace<T> {
+    /// For values of a kind.
+    pub fn new(paths: &Paths, kind: MetricKind) -> Self {
+        let hierarchy = Hierarchies::detect(paths).of("cpu");
+        Self { hierarchy, kind, containers: Containers::default(), known: HashMap::new(), next: 0 }
     }
 
-    /// Each once. Containers without series of their own are left out.
-    pub fn of_containers(&self, host: &mut Host) -> Vec<Namespace> {
-        let Some(mount) = host.identities.hierarchies().mount(self.hierarchy).map(Path::to_owned) else {
-            return Vec::new();
-        };
-        let mut seen = BTreeSet::new();
-        seen.extend(identity(&host.net_file("dev")));
-        let mut found = Vec::new();
-        for (container, place) in host.containers(self.hierarchy) {
-            if place != Place::Own || found.len() >= NAMESPACES_MAX {
-                continue;
-            }
-            let cgroup = mount.join(container.path.trim_start_matches('/'));
-            let Some(pid) = first_process(&cgroup) else { continue };
-            let folder = host.paths.procfs.join(pid).join("net");
-            if identity(&folder.join("dev")).is_some_and(|namespace| seen.insert(namespace)) {
-                found.push(Namespace { labels: container.labels, folder });
-            }
+    /// Begins a scrape: containers that are gone are forgotten. Gives how many may have a turn.
+    pub fn begin(&mut self, host: &mut Host) -> usize {
+        let containers = host.containers(self.hierarchy);
+        if !Arc::ptr_eq(&containers, &self.containers) {
+            let mut before = std::mem::take(&mut self.known);
+            let known = |(container, _): &(ContainerCgroup, Place)| before.remove_entry(&container.cgroup.id);
+            self.known = containers.iter().filter_map(known).collect();
+            self.containers = containers;
         }
-        found
+        self.containers.len()
     }
-}
 
-/// What tells namespaces apart: each has its own files, so their inodes differ. `/proc/PID/ns/net` would ask for the
-/// right to trace the process.
-fn identity(file: &Path) -> Option<u64> {
-    fs::metadata(file).ok().map(|metadata| metadata.ino())
+    /// The next container's turn. `read` gives nothing where it cannot.
+    pub fn turn(&mut self, host: &Host, pace: &mut Pace, read: impl FnOnce(&Namespace) -> Option<T>) -> Turn {
+        let containers = Arc::clone(&self.containers);
+        let Some((container, place)) = containers.get(self.next % containers.len().max(1)) else {
+            return Turn::Passed;
+        };
+        self.next = (self.next + 1) % containers.len();
+        match place {
+            Place::Own => pace.spend(|| self.look(container, host, read)),
+            Place::Other | Place::Nowhere => Turn::Passed,
+        }
+    }
+
+    fn look(
+        &mut self,
+        container: &ContainerCgroup,
+        host: &Host,
+        read: impl FnOnce(&Namespace) -> Option<T>,
+    ) -> Turn {
+        let id = container.cgroup.id;
+        let Some(mount) = host.identities.hierarchies().mount(self.hierarchy) else { return Turn::Passed };
+        // A pid may be another process' by now: it counts while it is in the namespace that it was found in.
+        let known = self.known.get(&id).map(|known| &known.namespace);
+        let still = known
+            .filter(|known| Namespace::of_folder(known.folder.clone()).as_ref() == Some(*known))
+            .cloned();
+        let cgroup = mount.join(container.path.trim_start_matches('/'));
+        let Some(found) = still.or_else(|| Namespace::of_cgroup(&cgroup, &host.paths.procfs)) else {
+            if self.kind == MetricKind::Gauge {
+                self.known.remove(&id);
+            }
+            return Turn::Passed;
+        };
+        let of_host = Namespace::of_folder(host.net_folder());
+        let is_taken =
+            self.known.iter().any(|(other, known)| *other != id && known.namespace.inode == found.inode);
+        if is_taken || of_host.is_some_and(|host| host.inode == found.inode) {
+            self.known.remove(&id);
+            return Turn::Passed;
+        }
+        // A process that ended meanwhile leaves what was read last.
+        if let Some(value) = read(&found) {
+            self.known.insert(id, Known { namespace: found, value });
+        }
+        Turn::Read
+    }
+
+    /// The values, in the order of the containers.
+    pub fn values(&self) -> impl Iterator<Item = (&ContainerCgroup, &T)> {
+        let value = |(container, _): &'_ (ContainerCgroup, Place)| self.known.get(&container.cgroup.id);
+        self.containers.iter().filter_map(move |it| Some((&it.0, &value(it)?.value)))
+    }
 }
 
 /// The pid of a process in the cgroup or below it; inner cgroups hold them on v2 where there are any.

@@ -40,8 +40,12 @@ pub fn keyed<'a, P>(
 
 /// The total in microseconds of the line `some …` or `full …` of a pressure file.
 pub fn pressure_micros(text: &str, kind: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
-    line.split_ascii_whitespace().find_map(|field| field.strip_prefix("total="))?.parse().ok()
+    let line = text.split('\n').find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+    // It is the last field in every kernel so far, and the others are many.
+    match line.rsplit_once('=') {
+        Some((before, total)) if before.ends_with(" total") => total.parse().ok(),
+        _ => line.split_ascii_whitespace().find_map(|field| field.strip_prefix("total="))?.parse().ok(),
+    }
 }
 
 #[cfg(test)]

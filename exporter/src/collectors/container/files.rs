@@ -15,6 +15,9 @@ const DESCRIPTORS_MAX: u64 = 8_192;
 /// Sources that share the descriptors: v1 has one for each of cpu, cpuacct and memory, and pressure is on v2.
 const SOURCES: u64 = 4;
 
+/// Scrapes in which a file that was not there is not looked for, at most; a controller may be switched on later.
+const ABSENT_FOR_MAX: u8 = 8;
+
 /// The same files of many cgroups.
 pub struct Files {
     /// How many files of each cgroup.
@@ -26,8 +29,23 @@ pub struct Files {
 }
 
 struct Kept {
-    files: Vec<Option<File>>,
+    files: Vec<Slot>,
     round: u64,
+}
+
+/// A file of a cgroup.
+#[derive(Debug)]
+enum Slot {
+    Closed,
+    Open(File),
+    /// It was not there; how many scrapes were to leave it alone when it was last looked for, and how many still are.
+    Absent(u8, u8),
+}
+
+/// The files of one cgroup.
+pub struct CgroupFiles<'a> {
+    kept: Option<&'a mut [Slot]>,
+    buffer: &'a mut Vec<u8>,
 }
 
 impl Files {
@@ -47,32 +65,56 @@ impl Files {
         self.kept.retain(|_, kept| kept.round == self.round);
     }
 
-    /// The text of a cgroup's file; `None` where it is not there, is gone, or is no text.
-    pub fn read(
-        &mut self,
-        cgroup: u64,
-        index: usize,
-        is_kept: bool,
-        path: impl Fn() -> PathBuf,
-    ) -> Option<&str> {
+    /// The files of a cgroup; they stay open until a scrape goes without them if they are to be kept and there is room.
+    pub fn of(&mut self, cgroup: u64, is_kept: bool) -> CgroupFiles<'_> {
         let has_room = is_kept && (self.kept.len() < self.kept_max || self.kept.contains_key(&cgroup));
-        let length = if has_room {
-            let empty = || Kept { files: (0..self.width).map(|_| None).collect(), round: 0 };
+        let kept = has_room.then(|| {
+            let empty = || Kept { files: (0..self.width).map(|_| Slot::Closed).collect(), round: 0 };
             let kept = self.kept.entry(cgroup).or_insert_with(empty);
             kept.round = self.round;
-            let file = match &mut kept.files[index] {
-                Some(file) => file,
-                closed => closed.insert(File::open(path()).ok()?),
-            };
-            let length = fill(file, &mut self.buffer);
-            if length.is_none() {
-                kept.files[index] = None;
-            }
-            length
-        } else {
-            fill(&File::open(path()).ok()?, &mut self.buffer)
+            &mut *kept.files
+        });
+        CgroupFiles { kept, buffer: &mut self.buffer }
+    }
+}
+
+impl CgroupFiles<'_> {
+    /// The text of a file; `None` where it is not there, is gone, or is no text.
+    pub fn read(&mut self, index: usize, path: impl FnOnce() -> PathBuf) -> Option<&str> {
+        let length = match &mut self.kept {
+            Some(slots) => slots[index].fill(path, self.buffer),
+            None => fill(&File::open(path()).ok()?, self.buffer),
         };
         std::str::from_utf8(&self.buffer[..length?]).ok()
+    }
+}
+
+impl Slot {
+    fn fill(&mut self, path: impl FnOnce() -> PathBuf, buffer: &mut Vec<u8>) -> Option<usize> {
+        if let Self::Absent(_, left) = self
+            && *left > 0
+        {
+            *left -= 1;
+            return None;
+        }
+        if !matches!(self, Self::Open(_)) {
+            *self = File::open(path()).map_or_else(|_| self.longer_absent(), Self::Open);
+        }
+        let Self::Open(file) = self else { return None };
+        let length = fill(file, buffer);
+        if length.is_none() {
+            *self = Self::Closed;
+        }
+        length
+    }
+
+    /// One that has just appeared is looked for again at once, since its files may come one after the other.
+    fn longer_absent(&self) -> Self {
+        let next = match self {
+            Self::Absent(before, _) => (before * 2).clamp(1, ABSENT_FOR_MAX),
+            Self::Closed | Self::Open(_) => 0,
+        };
+        Self::Absent(next, next)
     }
 }
 
@@ -121,7 +163,7 @@ mod tests {
         for text in ["user_usec 1\n", "user_usec 100000\n", "u", "", "user_usec 2\n"] {
             fs::write(&path, text).unwrap();
             files.begin();
-            assert_eq!(files.read(7, 0, true, || path.clone()), Some(text));
+            assert_eq!(files.of(7, true).read(0, || path.clone()), Some(text));
             files.end();
             assert_eq!(files.kept.len(), 1);
         }
@@ -136,7 +178,8 @@ mod tests {
         let path = folder.path().join("memory.stat");
         let text = "anon 1\n".repeat(5000);
         fs::write(&path, &text).unwrap();
-        assert_eq!(Files::new(1).read(7, 0, false, || path.clone()).map(str::len), Some(text.len()));
+        let mut files = Files::new(1);
+        assert_eq!(files.of(7, false).read(0, || path.clone()).map(str::len), Some(text.len()));
     }
 
     #[test]
@@ -147,10 +190,29 @@ mod tests {
         let mut files = Files::new(1);
         files.kept_max = 2;
         for cgroup in 0..5 {
-            assert_eq!(files.read(cgroup, 0, true, || path.clone()), Some("1"));
+            assert_eq!(files.of(cgroup, true).read(0, || path.clone()), Some("1"));
         }
         assert_eq!(files.kept.len(), 2);
-        assert_eq!(files.read(9, 0, false, || path.clone()), Some("1"));
-        assert_eq!(files.read(9, 0, true, || folder.path().join("gone")), None);
+        assert_eq!(files.of(9, false).read(0, || path.clone()), Some("1"));
+        assert_eq!(files.of(9, true).read(0, || folder.path().join("gone")), None);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_looked_for_less_and_less_often() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.swap.current");
+        let mut files = Files::new(1);
+        let mut looked_for = Vec::new();
+        for scrape in 0..30 {
+            let mut cgroup = files.of(7, true);
+            let found = cgroup.read(0, || {
+                looked_for.push(scrape);
+                path.clone()
+            });
+            assert_eq!(found, None);
+        }
+        assert_eq!(looked_for, [0, 1, 3, 6, 11, 20, 29]);
+        fs::write(&path, "1").unwrap();
+        assert!((0..=ABSENT_FOR_MAX).any(|_| files.of(7, true).read(0, || path.clone()) == Some("1")));
     }
 }

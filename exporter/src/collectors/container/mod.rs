@@ -1,16 +1,19 @@
 //! Families that are read from files of containers' cgroups: which files, and which line becomes which series.
 
 mod files;
+mod keyed;
 mod others;
 
 use super::Host;
 use super::roster::Place;
-use super::text::{keyed, pressure_micros};
+use super::text::pressure_micros;
 use files::Files;
+use keyed::Layout;
 use kpulse_common::container::{ContainerCgroup, Hierarchy};
-use kpulse_common::metric::{MetricDef, MetricKind, Samples, Value};
+use kpulse_common::metric::{MetricDef, MetricKind, Samples, Series, Value};
 use others::Others;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// No count of bytes and no time comes near: it is how v1 writes "no limit".
@@ -55,118 +58,143 @@ pub struct Slot {
 pub struct Source {
     hierarchy: Hierarchy,
     defs: &'static [FileDef],
-    /// The slots' labels, made once.
+    /// For each file.
+    layouts: Vec<Layout>,
+    slots: Vec<&'static Slot>,
+    /// Of each slot, made once.
     labels: Vec<Option<Arc<str>>>,
+    families: Vec<&'static MetricDef>,
+    /// Of each slot, among `families`.
+    family: Vec<usize>,
     files: Files,
+    known: HashMap<u64, Known>,
+    round: u64,
     others: Others,
     found: Vec<Option<u64>>,
-    net: Net,
 }
 
-/// The largest differences seen, by cgroup. The kernel may add to both numbers while it writes them, and a counter must
-/// not go back. Bound: the containers of one scrape.
-#[derive(Default)]
-struct Net {
-    largest: HashMap<u64, (u64, u64)>,
+/// What is remembered of a cgroup. Bound: the containers of one scrape.
+struct Known {
     round: u64,
-}
-
-impl Net {
-    fn at_least_before(&mut self, cgroup: u64, net: u64) -> u64 {
-        let (largest, round) = self.largest.entry(cgroup).or_default();
-        (*largest, *round) = (net.max(*largest), self.round);
-        *largest
-    }
-
-    /// Ends a scrape: containers that it did not meet are gone.
-    fn end(&mut self) {
-        self.largest.retain(|_, (_, round)| *round == self.round);
-        self.round += 1;
-    }
+    /// The container that `labels` name.
+    container: Arc<str>,
+    /// Of each slot, with the container's; empty for a container without series of its own.
+    labels: Vec<Arc<[Arc<str>]>>,
+    /// The largest difference seen. The kernel may add to both numbers while it writes them, and a counter must not go
+    /// back.
+    net: u64,
 }
 
 impl Source {
     /// For these files of this hierarchy.
     pub fn new(hierarchy: Hierarchy, defs: &'static [FileDef]) -> Self {
-        let slots: Vec<&Slot> = defs.iter().flat_map(|file| file.slots).collect();
+        let slots: Vec<&'static Slot> = defs.iter().flat_map(|file| file.slots).collect();
+        let mut families: Vec<&'static MetricDef> = Vec::new();
+        let mut family = Vec::new();
+        for slot in &slots {
+            let known = families.iter().position(|def| def.name == slot.def.name);
+            family.push(known.unwrap_or(families.len()));
+            families.extend(known.is_none().then_some(slot.def));
+        }
         Self {
             hierarchy,
             defs,
+            layouts: defs.iter().map(|_| Layout::default()).collect(),
             labels: slots.iter().map(|slot| slot.label.map(Arc::from)).collect(),
             files: Files::new(defs.len()),
+            known: HashMap::new(),
+            round: 0,
             others: Others::new(slots.iter().map(|slot| slot.def.kind == MetricKind::Counter).collect()),
             found: vec![None; slots.len()],
-            net: Net::default(),
+            slots,
+            families,
+            family,
         }
     }
 
     /// Adds the series of every container. A container that vanishes meanwhile has those that were read before.
     pub fn collect(&mut self, host: &mut Host, out: &mut Samples) {
-        let Some(mount) = host.identities.hierarchies().mount(self.hierarchy).map(std::path::Path::to_owned)
-        else {
+        let Some(mount) = host.identities.hierarchies().mount(self.hierarchy).map(Path::to_owned) else {
             return;
         };
+        let containers = host.containers(self.hierarchy);
+        let room =
+            |index| self.family.iter().filter(|family| **family == index).count() * (containers.len() + 1);
+        let mut series: Vec<Vec<Series>> =
+            (0..self.families.len()).map(|index| Vec::with_capacity(room(index))).collect();
+        self.round += 1;
         self.files.begin();
         self.others.begin();
-        for (container, place) in host.containers(self.hierarchy) {
-            if place == Place::Nowhere {
-                continue;
-            }
-            self.read(&mount, &container, place);
-            match place {
-                Place::Own => self.push(&container.labels, |found, index| found[index], out),
-                _ => self.others.add(container.cgroup.id, &self.found),
+        for (container, place) in containers.iter().filter(|(_, place)| *place != Place::Nowhere) {
+            let is_own = *place == Place::Own;
+            self.read(&mount, container, is_own);
+            if is_own {
+                self.tell(&self.known[&container.cgroup.id].labels, &self.found, &mut series);
+            } else {
+                self.others.add(container.cgroup.id, &self.found);
             }
         }
         self.files.end();
-        self.net.end();
+        self.known.retain(|_, known| known.round == self.round);
         let totals = self.others.end();
-        let other: [Arc<str>; 4] = ["".into(), "".into(), "~other".into(), "".into()];
-        self.push(&other, |_, index| totals[index], out);
+        let other = labels_of(&self.labels, &["".into(), "".into(), "~other".into(), "".into()]);
+        self.tell(&other, &totals, &mut series);
+        for (def, series) in self.families.iter().zip(series) {
+            out.extend(def, series);
+        }
     }
 
     /// Reads the files of one container into `found`.
-    fn read(&mut self, mount: &std::path::Path, container: &ContainerCgroup, place: Place) {
+    fn read(&mut self, mount: &Path, container: &ContainerCgroup, is_own: bool) {
+        let (id, name) = (container.cgroup.id, &container.labels[3]);
+        let labels = || if is_own { labels_of(&self.labels, &container.labels) } else { Vec::new() };
+        let known = self.known.entry(id).or_insert_with(|| Known {
+            round: 0,
+            container: Arc::clone(name),
+            labels: labels(),
+            net: 0,
+        });
+        if !Arc::ptr_eq(&known.container, name) {
+            (known.container, known.labels) = (Arc::clone(name), labels());
+        }
+        known.round = self.round;
         self.found.fill(None);
-        let mut first = 0;
-        for (index, def) in self.defs.iter().enumerate() {
-            let slots = &mut self.found[first..first + def.slots.len()];
-            first += def.slots.len();
+        let mut files = self.files.of(id, is_own);
+        let mut rest = &mut self.found[..];
+        for (index, (def, layout)) in self.defs.iter().zip(&mut self.layouts).enumerate() {
+            let (slots, others) = rest.split_at_mut(def.slots.len());
+            rest = others;
             let path = || mount.join(container.path.trim_start_matches('/')).join(def.name);
-            let is_kept = place == Place::Own;
-            if let Some(text) = self.files.read(container.cgroup.id, index, is_kept, path) {
-                def.parse(text, slots);
-                if def.form == Form::KeyedNet {
-                    slots[0] = slots[0].map(|net| self.net.at_least_before(container.cgroup.id, net));
-                }
+            let Some(text) = files.read(index, path) else { continue };
+            def.parse(text, layout, slots);
+            if def.form == Form::KeyedNet {
+                slots[0] = slots[0].map(|net| net.max(known.net));
+                known.net = slots[0].unwrap_or(known.net);
             }
         }
     }
 
-    fn push(
-        &self,
-        container: &[Arc<str>; 4],
-        value: impl Fn(&[Option<u64>], usize) -> Option<u64>,
-        out: &mut Samples,
-    ) {
-        let slots = self.defs.iter().flat_map(|file| file.slots);
-        for (index, slot) in slots.enumerate() {
-            let Some(value) = value(&self.found, index) else { continue };
-            let mut labels = Vec::with_capacity(container.len() + 1);
-            labels.extend(container.iter().cloned());
-            labels.extend(self.labels[index].clone());
+    /// Adds the values that were found to the series of their families.
+    fn tell(&self, labels: &[Arc<[Arc<str>]>], values: &[Option<u64>], series: &mut [Vec<Series>]) {
+        for (index, (slot, value)) in self.slots.iter().zip(values).enumerate() {
+            let Some(value) = *value else { continue };
             let value = match slot.divisor {
                 1 => Value::Count(value),
                 divisor => Value::Number(value as f64 / divisor as f64),
             };
-            out.push(slot.def, labels, value);
+            series[self.family[index]].push(Series { labels: Arc::clone(&labels[index]), value });
         }
     }
 }
 
+/// The labels of each slot of a container.
+fn labels_of(slots: &[Option<Arc<str>>], container: &[Arc<str>; 4]) -> Vec<Arc<[Arc<str>]>> {
+    slots.iter().map(|label| container.iter().chain(label).cloned().collect()).collect()
+}
+
 impl FileDef {
     /// Takes what it knows out of a file's text; what is not there stays `None`.
-    fn parse(&self, text: &str, found: &mut [Option<u64>]) {
+    fn parse(&self, text: &str, layout: &mut Layout, found: &mut [Option<u64>]) {
         match self.form {
             Form::Single => found[0] = text.trim_ascii().parse().ok(),
             Form::Pressure => {
@@ -174,12 +202,7 @@ impl FileDef {
                     *found = pressure_micros(text, slot.key);
                 }
             }
-            Form::Keyed | Form::KeyedNet => {
-                let place = |key: &str| self.slots.iter().position(|slot| slot.key == key);
-                for (index, value) in keyed(text, place) {
-                    found[index] = Some(value);
-                }
-            }
+            Form::Keyed | Form::KeyedNet => layout.parse(text, |slot| self.slots[slot].key, found),
         }
         if let (Form::KeyedNet, [all, part, ..]) = (self.form, &mut *found) {
             *all = all.zip(*part).map(|(all, part)| all.saturating_sub(part));
