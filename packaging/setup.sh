@@ -49,6 +49,7 @@ find_test_needs() {
 	need nft nftables "provoke packet drops"
 	need ip iproute2 "provoke packet drops"
 	need mkfs.ext4 e2fsprogs "provoke disk waits"
+	need mkfs.xfs xfsprogs "provoke disk waits"
 	need setpriv util-linux "run without privileges"
 	need zstd zstd "read compressed metrics"
 }

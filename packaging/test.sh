@@ -74,6 +74,7 @@ run_again() {
 	echo "flaky   $name: passed at the second try: ${tests[*]}"
 	failed=$((failed - ${#tests[@]}))
 	passed=$((passed + ${#tests[@]}))
+	summary+=", of which ${#tests[@]} passed at the second try"
 }
 
 # run_tests NAME FOLDER PROGRAM ARGUMENT...: one test program, in its package's folder as cargo would.
@@ -98,7 +99,7 @@ run_all_tests() {
 	while IFS=$'\t' read -r name folder program <&3; do
 		case $name in
 		# These load programs into the one kernel there is: one at a time, and as root where that can be had.
-		kernel)
+		kernel | soak)
 			if ! is_root && can_sudo; then
 				run_tests "$name" "$folder" sudo -n "$program" --test-threads=1 --show-output
 			else

@@ -43,13 +43,16 @@ impl KernelTypes {
         let mut enums = BTreeMap::new();
         let mut at = 0;
         while at < types.len() {
-            let name = string_at(strings, u32_at(types, at)?)?;
             let shape = u32_at(types, at + 4)?;
             let (kind, members) = (shape >> 24 & 0x1f, (shape & 0xffff) as usize);
             let body = at + 12;
-            if matches!(kind, KIND_ENUM | KIND_ENUM64) && wanted.contains(&name) {
-                enums
-                    .insert(name.to_owned(), members_of(types, strings, body, members, kind == KIND_ENUM64)?);
+            // Few of a kernel's hundred thousand types are enumerations: no other needs its name.
+            if matches!(kind, KIND_ENUM | KIND_ENUM64) {
+                let name = string_at(strings, u32_at(types, at)?)?;
+                if wanted.contains(&name) {
+                    let members = members_of(types, strings, body, members, kind == KIND_ENUM64)?;
+                    enums.insert(name.to_owned(), members);
+                }
             }
             at = body.checked_add(body_bytes(kind, members)?)?;
         }

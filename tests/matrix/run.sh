@@ -17,5 +17,10 @@ if [ -n "$kernel_tests" ]; then
 	programs+=(--bin "$TARGET/matrix/kernel")
 fi
 
+# What the tests make journals on; a guest has only what is put into it.
+for tool in mkfs.ext4 mkfs.xfs; do
+	if path=$(command -v $tool); then programs+=(--bin "$path"); fi
+done
+
 exec tests/matrix/kmatrix.sh run "${programs[@]}" --add tests/matrix/guest.sh:/guest.sh --cmd 'sh /guest.sh' \
-	--env KPULSE_MATRIX=1 --modules sch_tbf --jobs 2 "$@"
+	--env KPULSE_MATRIX=1 --modules "sch_tbf loop ext4 xfs" --jobs 2 "$@"
