@@ -12,6 +12,9 @@ pub enum ProbeError {
     /// The kernel lacks something that the probe needs.
     #[error("{0}")]
     MissingFeature(String),
+    /// Something was refused for a cause that may pass: memory or descriptors were short, or something was busy.
+    #[error("{0}")]
+    Passing(String),
     /// The object or one of its maps was refused.
     #[error("cannot load the object: {0}")]
     Load(String),
@@ -36,9 +39,40 @@ pub enum ProbeError {
     Layout(String),
 }
 
+impl ProbeError {
+    /// Whether a later attempt may succeed.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Passing(_) => true,
+            Self::Map { source, .. } => may_pass(source),
+            _ => false,
+        }
+    }
+}
+
+/// Whether the cause of an error may be gone later, though nobody changed the kernel or our rights.
+pub(crate) fn may_pass(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if let Some(
+            libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EBUSY | libc::EINTR,
+        ) = errno
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 /// The whole chain of an object's load error, on one line.
 pub(crate) fn load_error(error: &EbpfError) -> ProbeError {
-    ProbeError::Load(one_line(error))
+    let error = (one_line(error), may_pass(error));
+    match error {
+        (why, true) => ProbeError::Passing(format!("cannot load the object: {why}")),
+        (why, false) => ProbeError::Load(why),
+    }
 }
 
 /// What the kernel said to a program: its errno, and the verifier's last word when it refused the code.

@@ -1,6 +1,7 @@
 //! What the running kernel allows, found by trying and never by its version.
 
 use crate::btf::KernelTypes;
+use crate::error::{self, ProbeError};
 use kpulse_common::paths::Paths;
 use std::fs;
 use std::io;
@@ -35,13 +36,14 @@ impl Feature {
         [Self::Btf, Self::Bpf, Self::RingBuffer, Self::CpuClock, Self::KernelSymbols, Self::DropReasons];
 
     /// `Ok` when the kernel has it, otherwise why not and what would help, in one sentence.
-    pub fn check(self, paths: &Paths) -> Result<(), String> {
+    pub fn check(self, paths: &Paths) -> Result<(), Lack> {
         match self {
             Self::Btf => {
                 let path = paths.sysfs.join("kernel/btf/vmlinux");
                 fs::File::open(&path).map(drop).map_err(|error| {
-                    format!("cannot read the kernel's types in {}: {error}; use a kernel with CONFIG_DEBUG_INFO_BTF=y, \
-                             or point --path.sysfs at the host's /sys", path.display())
+                    let why = format!("cannot read the kernel's types in {}: {error}; use a kernel with CONFIG_DEBUG_INFO_BTF=y, \
+                             or point --path.sysfs at the host's /sys", path.display());
+                    Lack::of(why, &error)
                 })
             }
             Self::Bpf => create_map(MAP_TYPE_ARRAY, 4, 8, 1).map_err(|error| refused("bpf()", &error)),
@@ -50,17 +52,18 @@ impl Feature {
                 create_map(MAP_TYPE_RINGBUF, 0, 0, page).map_err(|error| refused("a BPF ring buffer", &error))
             }
             Self::CpuClock => open_cpu_clock().map_err(|error| {
-                format!("the kernel refused a perf event on a CPU: {error}; run as root or grant CAP_PERFMON, and see \
-                         kernel.perf_event_paranoid")
+                let why = format!("the kernel refused a perf event on a CPU: {error}; run as root or grant CAP_PERFMON, and see \
+                         kernel.perf_event_paranoid");
+                Lack::of(why, &error)
             }),
-            Self::KernelSymbols => kallsyms_shown(paths),
+            Self::KernelSymbols => kallsyms_shown(paths).map_err(Lack::from),
             Self::DropReasons => match KernelTypes::read(paths, &["skb_drop_reason"]) {
                 Ok(types) if types.enumeration("skb_drop_reason").is_some() => Ok(()),
-                Ok(_) => Err("the kernel gives no reason for a dropped packet; use Linux 5.17 or newer".into()),
-                Err(error) => Err(format!("cannot read the kernel's types: {error}")),
+                Ok(_) => Err(Lack::from("the kernel gives no reason for a dropped packet; use Linux 5.17 or newer".to_owned())),
+                Err(error) => Err(Lack::from(format!("cannot read the kernel's types: {error}"))),
             },
-            Self::Jbd2 => has_file_system(paths, "jbd2"),
-            Self::Xfs => has_file_system(paths, "xfs"),
+            Self::Jbd2 => has_file_system(paths, "jbd2").map_err(Lack::from),
+            Self::Xfs => has_file_system(paths, "xfs").map_err(Lack::from),
         }
     }
 
@@ -90,6 +93,33 @@ impl Feature {
     }
 }
 
+/// What is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// Why, and what would help, in one sentence.
+    pub why: String,
+    /// Whether it may be there later.
+    pub may_pass: bool,
+}
+
+impl Lack {
+    fn of(why: String, error: &io::Error) -> Self {
+        Self { why, may_pass: error::may_pass(error) }
+    }
+}
+
+impl From<String> for Lack {
+    fn from(why: String) -> Self {
+        Self { why, may_pass: false }
+    }
+}
+
+impl From<Lack> for ProbeError {
+    fn from(Lack { why, may_pass }: Lack) -> Self {
+        if may_pass { Self::Passing(why) } else { Self::MissingFeature(why) }
+    }
+}
+
 /// One line of `doctor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -111,7 +141,7 @@ pub fn doctor(paths: &Paths) -> Vec<Finding> {
             what: feature.what().into(),
             available: outcome.is_ok(),
             costs: feature.costs().into(),
-            help: outcome.err().unwrap_or_default(),
+            help: outcome.err().map(|lack| lack.why).unwrap_or_default(),
         }
     };
     Feature::ALL.into_iter().map(finding).collect()
@@ -125,7 +155,7 @@ fn has_file_system(paths: &Paths, name: &str) -> Result<(), String> {
     Err(format!("this kernel has no {name}, or not yet; restart after its module is loaded"))
 }
 
-fn refused(what: &str, error: &io::Error) -> String {
+fn refused(what: &str, error: &io::Error) -> Lack {
     let help = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)"
@@ -133,7 +163,7 @@ fn refused(what: &str, error: &io::Error) -> String {
         Some(libc::EINVAL) => "use Linux 5.10 or newer",
         _ => "see the kernel log",
     };
-    format!("the kernel refused {what}: {error}; {help}")
+    Lack::of(format!("the kernel refused {what}: {error}; {help}"), error)
 }
 
 fn create_map(kind: u32, key_bytes: u32, value_bytes: u32, entries: u32) -> io::Result<()> {

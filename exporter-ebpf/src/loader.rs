@@ -1,8 +1,8 @@
 //! Fits probes to the running kernel: what is missing disables one probe with its reason, and never another.
 
 use crate::btf::KernelTypes;
-use crate::error::{ProbeError, load_error, program_error};
-use crate::features::Feature;
+use crate::error::{ProbeError, load_error, may_pass, program_error};
+use crate::features::{Feature, Lack};
 use crate::hook::{Attach, Attempt, Hook};
 use crate::maps::Maps;
 use crate::probe::{Collector, Kernel, Probe, Want};
@@ -128,6 +128,8 @@ pub(crate) struct Loaded {
     pub(crate) state: ProbeState,
     pub(crate) hooks: Vec<HookStatus>,
     pub(crate) missing: Vec<String>,
+    /// Whether it failed for a cause that may pass.
+    may_pass: bool,
     pub(crate) ebpf: Option<Ebpf>,
     pub(crate) hierarchy: Hierarchy,
     collector: Option<Box<dyn Collector>>,
@@ -186,6 +188,26 @@ impl ProbeSet {
         collector.map_or(Ok(()), |collector| collector.collect(identities, out))
     }
 
+    /// Probes that failed for a cause that may pass: loading them again later may succeed.
+    pub fn to_retry(&self) -> Vec<&'static Probe> {
+        self.loaded.iter().filter(|loaded| loaded.may_pass).map(|loaded| loaded.probe).collect()
+    }
+
+    /// Puts the probes of a later attempt in the place of those that failed. One that is active stays as it is, with
+    /// all that it has counted.
+    pub fn adopt(&mut self, later: Self) {
+        for loaded in later.loaded {
+            let place = self.loaded.iter_mut().find(|known| known.probe.name == loaded.probe.name);
+            let Some(place) = place.filter(|known| known.may_pass) else { continue };
+            if let Some(statistics) = &self.statistics
+                && let Err(error) = statistics.add(std::slice::from_ref(&loaded))
+            {
+                tracing::warn!(probe = loaded.probe.name, %error, "what the probe costs is not told");
+            }
+            *place = loaded;
+        }
+    }
+
     /// What the running kernel calls the numbers that probes meet.
     pub fn types(&self) -> &KernelTypes {
         &self.types
@@ -219,7 +241,7 @@ impl ProbeSet {
 
 /// What is read once for all probes.
 struct Host {
-    btf: Result<Btf, String>,
+    btf: Result<Btf, Lack>,
     types: KernelTypes,
     hierarchies: Hierarchies,
 }
@@ -228,8 +250,10 @@ impl Host {
     fn read(options: &LoadOptions) -> Self {
         let path = options.paths.sysfs.join("kernel/btf/vmlinux");
         let btf = Feature::Btf.check(&options.paths).and_then(|()| {
-            Btf::parse_file(&path, aya::Endianness::default())
-                .map_err(|error| format!("cannot use the kernel's types: {error}"))
+            Btf::parse_file(&path, aya::Endianness::default()).map_err(|error| Lack {
+                why: format!("cannot use the kernel's types: {error}"),
+                may_pass: may_pass(&error),
+            })
         });
         let types = KernelTypes::read(&options.paths, &ENUMERATIONS).unwrap_or_default();
         Self { btf, types, hierarchies: Hierarchies::detect(&options.paths) }
@@ -243,6 +267,7 @@ fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
         state: ProbeState::Active,
         hooks: Vec::new(),
         missing: Vec::new(),
+        may_pass: false,
         ebpf: None,
         hierarchy,
         collector: None,
@@ -257,6 +282,7 @@ fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
         // Dropping the object takes out whatever of it had attached.
         loaded.ebpf = None;
         loaded.hooks.clear();
+        loaded.may_pass = error.may_pass();
         let why = error.to_string();
         loaded.state = match error {
             ProbeError::MissingFeature(_) => ProbeState::Disabled { why },
@@ -267,9 +293,9 @@ fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
 }
 
 fn needs<'h>(probe: &Probe, options: &LoadOptions, host: &'h Host) -> Result<&'h Btf, ProbeError> {
-    let btf = host.btf.as_ref().map_err(|why| ProbeError::MissingFeature(why.clone()))?;
+    let btf = host.btf.as_ref().map_err(|lack| ProbeError::from(lack.clone()))?;
     let missing = probe.needs.iter().find_map(|feature| feature.check(&options.paths).err());
-    missing.map_or(Ok(btf), |why| Err(ProbeError::MissingFeature(why)))
+    missing.map_or(Ok(btf), |lack| Err(lack.into()))
 }
 
 fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf) -> Result<(), ProbeError> {
@@ -330,7 +356,7 @@ fn attach_first(
     options: &LoadOptions,
     btf: &Btf,
 ) -> Result<HookStatus, ProbeError> {
-    let mut refusals = Vec::new();
+    let (mut refusals, mut may_pass) = (Vec::new(), false);
     for attempt in hook.attempts {
         let kind = attempt.attach.kind();
         if options.avoid.contains(kind) {
@@ -339,15 +365,20 @@ fn attach_first(
         }
         match attach(ebpf, attempt, options, btf) {
             Ok(()) => return Ok(HookStatus { hook: hook.name, kind, program: attempt.program }),
-            Err(why) => refusals.push(format!("{kind} {}: {why}", attempt.program)),
+            Err(refusal) => {
+                may_pass |= refusal.may_pass;
+                refusals.push(format!("{kind} {}: {}", attempt.program, refusal.why));
+            }
         }
     }
-    Err(ProbeError::Attach { hook: hook.name, why: refusals.join("; ") })
+    let error = ProbeError::Attach { hook: hook.name, why: refusals.join("; ") };
+    Err(if may_pass { ProbeError::Passing(error.to_string()) } else { error })
 }
 
-fn attach(ebpf: &mut Ebpf, attempt: &Attempt, options: &LoadOptions, btf: &Btf) -> Result<(), String> {
+fn attach(ebpf: &mut Ebpf, attempt: &Attempt, options: &LoadOptions, btf: &Btf) -> Result<(), Lack> {
     let program = ebpf.program_mut(attempt.program).ok_or_else(|| "not in the object".to_owned())?;
-    attach_program(program, attempt.attach, options, btf).map_err(|error| program_error(&error))
+    attach_program(program, attempt.attach, options, btf)
+        .map_err(|error| Lack { why: program_error(&error), may_pass: may_pass(&error) })
 }
 
 fn attach_program(

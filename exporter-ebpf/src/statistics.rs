@@ -62,6 +62,8 @@ pub(crate) struct Statistics {
 #[derive(Default)]
 struct Shared {
     found: Mutex<Found>,
+    /// What is to be watched from the next window on.
+    added: Mutex<Vec<Watched>>,
     is_over: Mutex<bool>,
     wake: Condvar,
 }
@@ -82,7 +84,7 @@ struct Cost {
 impl Statistics {
     /// Watches what is loaded. `begin` runs first on the new thread, which needs CAP_SYS_ADMIN and nothing else.
     pub(crate) fn start(loaded: &[Loaded], begin: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let watched = Watched::of(loaded)?;
+        let mut watched = Watched::of(loaded)?;
         let shared = Arc::new(Shared::default());
         let thread = std::thread::Builder::new().name("statistics".to_owned());
         let of_thread = Arc::clone(&shared);
@@ -91,6 +93,14 @@ impl Statistics {
             watched.run(&of_thread);
         })?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Watches more, from the next window on, which begins at once.
+    pub(crate) fn add(&self, loaded: &[Loaded]) -> io::Result<()> {
+        let watched = Watched::of(loaded)?;
+        lock(&self.shared.added).push(watched);
+        self.shared.wake.notify_all();
+        Ok(())
     }
 
     /// What was found until now; what the kernel does not count is absent.
@@ -125,11 +135,15 @@ impl Drop for Statistics {
 impl Shared {
     /// Waits; `false` when it is over.
     fn sleep(&self, time: Duration) -> bool {
+        self.sleep_unless(time, || false)
+    }
+
+    fn sleep_unless(&self, time: Duration, is_awake: impl Fn() -> bool) -> bool {
         let end = Instant::now() + time;
         let mut is_over = lock(&self.is_over);
         while !*is_over {
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || is_awake() {
                 return true;
             }
             is_over = self.wake.wait_timeout(is_over, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -172,10 +186,14 @@ impl Watched {
         Ok(watched)
     }
 
-    fn run(&self, shared: &Shared) {
+    fn run(&mut self, shared: &Shared) {
         let mut since = Instant::now();
         let mut is_told = false;
         loop {
+            for added in lock(&shared.added).drain(..) {
+                self.programs.extend(added.programs);
+                self.maps.extend(added.maps);
+            }
             match self.window(shared, &mut since) {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -192,7 +210,7 @@ impl Watched {
                 .filter_map(|map| Some((map.probe, map.name.clone(), map.count().ok()?, map.capacity)));
             let maps = maps.collect();
             lock(&shared.found).maps = maps;
-            if !shared.sleep(PERIOD - WINDOW) {
+            if !shared.sleep_unless(PERIOD - WINDOW, || !lock(&shared.added).is_empty()) {
                 return;
             }
         }

@@ -1,8 +1,8 @@
 //! Which capabilities does the exporter run with? All while the probes attach, and then those that a scrape needs.
 //!
 //! Capabilities belong to threads, and a new thread has those of the one that made it. The main thread gives its up as
-//! soon as the loading thread is there, before it makes any other; the loading thread ends when all is attached. So no
-//! thread that answers requests ever has more than [`SCRAPE`].
+//! soon as the loading thread is there, before it makes any other; the loading thread ends when all is attached that may
+//! ever be: one that waits to try again keeps them. So no thread that answers requests ever has more than [`SCRAPE`].
 
 use std::io;
 

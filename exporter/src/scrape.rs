@@ -9,9 +9,9 @@ use kpulse_common::http::Request;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use kpulse_common::paths::Paths;
 use kpulse_common::self_metrics;
-use kpulse_exporter_ebpf::{LoadOptions, ProbeSet, ProbeStatus, Want, probes};
+use kpulse_exporter_ebpf::{LoadOptions, Probe, ProbeSet, ProbeState, ProbeStatus, Want, probes};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const SUCCESS: MetricDef = MetricDef::gauge(
@@ -51,8 +51,8 @@ pub struct Scraper {
     /// Whether the exporter's own process is left out.
     is_silent_on_itself: bool,
     turns: Arc<Turns>,
-    /// Empty until the probes are loaded and were read once.
-    loaded: OnceLock<Vec<ProbeStatus>>,
+    /// `None` until the probes are loaded and were read once.
+    loaded: Mutex<Option<Arc<[ProbeStatus]>>>,
     /// The last failure of each collector, so that one that stays is logged once.
     failures: Mutex<BTreeMap<&'static str, String>>,
 }
@@ -79,15 +79,16 @@ impl Scraper {
             paths: config.path.clone(),
             is_silent_on_itself: config.web.disable_exporter_metrics,
             turns: Turns::new(&config.path, config.container_max, collectors),
-            loaded: OnceLock::new(),
+            loaded: Mutex::default(),
             failures: Mutex::default(),
         }
     }
 
-    /// Loads the probes and reads them once. Takes as long as the kernel's verifier does.
-    pub fn load(&self, options: &LoadOptions) -> Vec<ProbeStatus> {
+    /// Loads the probes and reads them once. Takes as long as the kernel's verifier does. Gives back those that failed
+    /// for a cause that may pass.
+    pub fn load(&self, options: &LoadOptions) -> Vec<&'static Probe> {
         let mut probes = ProbeSet::load(probes::ALL, options);
-        let status = probes.status();
+        let (status, to_retry) = (probes.status(), probes.to_retry());
         probes.watch_cost(|| {
             if let Err(error) = privileges::keep_only(&[privileges::SYS_ADMIN]) {
                 tracing::warn!(%error, "the capabilities that counting runs does not need are kept");
@@ -95,19 +96,34 @@ impl Scraper {
         });
         self.turns.add_probes(probes);
         self.collect(&Filter::All, Instant::now() + FIRST_TIMEOUT, &mut Samples::default());
-        // Loading runs once.
-        let _ = self.loaded.set(status.clone());
-        status
+        *lock(&self.loaded) = Some(status.into());
+        to_retry
+    }
+
+    /// Loads probes that failed once more, and gives back those that may still be loaded later. The others are read
+    /// meanwhile, and count on.
+    pub fn load_again(&self, failed: &[&'static Probe], options: &LoadOptions) -> Vec<&'static Probe> {
+        let probes = ProbeSet::load(failed, options);
+        let (found, to_retry) = (probes.status(), probes.to_retry());
+        self.turns.adopt_probes(probes);
+        for probe in found.iter().filter(|probe| probe.state == ProbeState::Active) {
+            tracing::info!(probe = probe.name, "probe is active after another attempt");
+        }
+        let mut loaded = lock(&self.loaded);
+        let before = loaded.iter().flat_map(|status| status.iter().cloned());
+        let status = before.map(|old| found.iter().find(|new| new.name == old.name).cloned().unwrap_or(old));
+        *loaded = Some(status.collect());
+        to_retry
     }
 
     /// Whether loading is over.
     pub fn is_ready(&self) -> bool {
-        self.loaded.get().is_some()
+        lock(&self.loaded).is_some()
     }
 
     /// The state of every probe; `None` while they load.
-    pub fn status(&self) -> Option<&[ProbeStatus]> {
-        self.loaded.get().map(Vec::as_slice)
+    pub fn status(&self) -> Option<Arc<[ProbeStatus]>> {
+        lock(&self.loaded).clone()
     }
 
     /// Reads everything that the filter takes, in the time that the client waits.

@@ -27,6 +27,10 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long a shutdown waits for a scrape that is under way.
 const SCRAPE_DRAIN: Duration = Duration::from_secs(1);
 
+/// Until a probe that failed for a cause that may pass is loaded once more; then twice as long, and so on.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// Serves until SIGTERM or SIGINT.
 pub fn run(flags: Flags, config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -93,15 +97,24 @@ fn listeners(web: &Web) -> Result<Vec<TcpListener>, HttpError> {
 }
 
 /// Loads on a thread of its own: the verifier takes its time, and a SIGTERM meanwhile must end the process at once.
+/// What failed for a cause that may pass is tried again, later each time; the thread ends when there is no more of it.
 fn load_beside(scraper: Arc<Scraper>, config: &Config) -> anyhow::Result<()> {
     let options = scrape::load_options(config);
     let load = move || {
         // The loader logs what did not attach and why.
-        let status = scraper.load(&options);
+        let mut failed = scraper.load(&options);
         memory::trim();
         cli::notify_ready();
+        let status = scraper.status().unwrap_or_default();
         let active = status.iter().filter(|probe| probe.state == ProbeState::Active).count();
         tracing::info!(active, probes = status.len(), "ready");
+        let mut pause = RETRY_PAUSE;
+        while !failed.is_empty() {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            failed = scraper.load_again(&failed, &options);
+            memory::trim();
+        }
     };
     std::thread::Builder::new().name("load".to_owned()).spawn(load).context("cannot start a thread")?;
     Ok(())
@@ -139,7 +152,7 @@ fn handler(scraper: &Arc<Scraper>, config: &Config) -> Handler {
 
 fn probe_states(scraper: &Scraper) -> serde_json::Value {
     match scraper.status() {
-        Some(status) => json!(status),
+        Some(status) => json!(&status[..]),
         None => collectors::probes().map(|probe| json!({"name": probe.name, "state": "loading"})).collect(),
     }
 }

@@ -114,6 +114,19 @@ impl Turns {
         state.probes = Some(probes);
     }
 
+    /// Puts what a later attempt has loaded in the place of what had failed, as soon as no scrape reads the probes.
+    pub fn adopt_probes(&self, later: ProbeSet) {
+        let mut state = self.lock();
+        loop {
+            if let Some(probes) = &mut state.probes {
+                probes.adopt(later);
+                state.probe_names = probes.collectors();
+                return;
+            }
+            state = self.free.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// The totals of the shared host, over all that there were.
     pub fn totals(&self) -> HostTotals {
         let state = self.lock();
