@@ -221,7 +221,7 @@ impl Identities {
         let Some(mount) = self.hierarchies.mount(cgroup.hierarchy).map(Path::to_owned) else { return };
         if *self.opened_by_handle.entry(cgroup.hierarchy).or_insert_with(|| handle::works(&mount)) {
             if let Some(path) = handle::path_of(&mount, cgroup.id) {
-                self.remember(cgroup, &path);
+                self.remember(cgroup, &path, now);
             }
         } else if self
             .walked
@@ -279,7 +279,7 @@ impl Identities {
             if let Some(path) = path
                 && self.known.get(&cgroup).is_none_or(|entry| *entry.path != *path)
             {
-                self.remember(cgroup, &path);
+                self.remember(cgroup, &path, now);
             }
             let Some(entry) = self.known.get_mut(&cgroup) else { continue };
             (entry.gone_since, entry.is_leaf) = (None, is_leaf);
@@ -304,15 +304,23 @@ impl Identities {
         self.walked.insert(hierarchy, Walked { at: now, whole_at: Some(whole_at), containers });
     }
 
-    fn remember(&mut self, cgroup: CgroupId, path: &str) {
-        if self.known.len() >= PATHS_MAX && !self.known.contains_key(&cgroup) {
-            // Room comes from what is gone; with nothing gone, the newcomer stays unknown.
-            let gone =
-                self.known.iter().find(|(_, entry)| entry.gone_since.is_some()).map(|(cgroup, _)| *cgroup);
-            match gone {
-                Some(gone) => self.known.remove(&gone),
-                None => return,
-            };
+    /// Room comes from what is gone for longest, half of it, so that this is rarely done; with nothing gone, a newcomer
+    /// stays unknown. A walk under way has marked all with its own time until it finds them.
+    fn make_room(&mut self, now: Instant) -> bool {
+        let gone = self.known.values().filter_map(|entry| entry.gone_since);
+        let mut gone: Vec<Instant> = gone.filter(|since| *since < now).collect();
+        if gone.is_empty() {
+            return false;
+        }
+        let middle = gone.len() / 2;
+        let latest = *gone.select_nth_unstable(middle).1;
+        self.known.retain(|_, entry| entry.gone_since.is_none_or(|since| since > latest));
+        true
+    }
+
+    fn remember(&mut self, cgroup: CgroupId, path: &str, now: Instant) {
+        if self.known.len() >= PATHS_MAX && !self.known.contains_key(&cgroup) && !self.make_room(now) {
+            return;
         }
         let container = parse_container(path).map(Arc::new);
         let labels = container.as_ref().map_or_else(|| self.host_labels.clone(), |it| labels_of(it));

@@ -113,7 +113,7 @@ fn a_life_ends_within_a_second_and_keeps_its_labels() {
     assert_eq!(tree.identities.life_at(unified(u64::MAX), start), None);
     // What a leaf container makes below its own, a walk finds a minute later.
     let inner = tree.add(&format!("docker/{ID}/init.scope"));
-    tree.identities.remember(inner, &format!("/docker/{ID}/init.scope"));
+    tree.identities.remember(inner, &format!("/docker/{ID}/init.scope"), start);
     for milliseconds in [1_000, 2_000, 3_000] {
         let life = tree.identities.life_at(inner, after(milliseconds));
         assert_eq!(life, Some(Life::Alive(labels.clone())), "{milliseconds}");
@@ -141,17 +141,44 @@ fn another_directory_in_a_gone_cgroups_place_is_not_the_cgroup() {
 }
 
 #[test]
+fn newcomers_push_out_what_is_gone_for_longest_and_nothing_that_is_alive() {
+    let mut tree = Tree::new();
+    let start = Instant::now();
+    let docker = |id: u64| format!("docker/{id:064x}");
+    for id in 0..10 {
+        tree.add(&docker(id));
+    }
+    assert_eq!(tree.identities.containers_at(Hierarchy::Unified, start).count(), 10);
+    let later = start + WALK_INTERVAL;
+    for id in 0..PATHS_MAX as u64 {
+        tree.identities.remember(unified(id << 32), "/x", start);
+        if let Some(entry) = tree.identities.known.get_mut(&unified(id << 32)) {
+            entry.gone_since = Some(start + Duration::from_nanos(id));
+        }
+    }
+    for id in 10..20 {
+        tree.add(&docker(id));
+    }
+    assert_eq!(tree.identities.containers_at(Hierarchy::Unified, later).count(), 20);
+    assert!(tree.identities.known.len() <= PATHS_MAX);
+    assert!(!tree.identities.known.contains_key(&unified(0)), "gone for longest");
+    assert!(tree.identities.known.contains_key(&unified(15_000 << 32)), "gone for less");
+}
+
+#[test]
 fn memory_is_bounded_and_room_is_made_of_what_is_gone() {
     let mut tree = Tree::new();
     let now = Instant::now();
     for id in 0..PATHS_MAX as u64 {
-        tree.identities.remember(unified(id << 32), "/x");
+        tree.identities.remember(unified(id << 32), "/x", now);
     }
-    tree.identities.remember(unified(7), "/new");
+    tree.identities.remember(unified(7), "/new", now);
     assert_eq!(tree.identities.known.len(), PATHS_MAX);
     assert!(!tree.identities.known.contains_key(&unified(7)));
     tree.identities.known.get_mut(&unified(1 << 32)).unwrap().gone_since = Some(now);
-    tree.identities.remember(unified(7), "/new");
+    tree.identities.remember(unified(7), "/new", now);
+    assert!(!tree.identities.known.contains_key(&unified(7)), "a walk may find it yet");
+    tree.identities.remember(unified(7), "/new", now + WALK_INTERVAL);
     assert_eq!(tree.identities.known.len(), PATHS_MAX);
     assert!(tree.identities.known.contains_key(&unified(7)));
     tree.identities.unknown = (0..UNKNOWN_MAX as u64).map(|id| (unified((id << 32) | 3), now)).collect();
