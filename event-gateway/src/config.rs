@@ -1,5 +1,6 @@
 //! The gateway's configuration: one YAML file, `KPULSE_GATEWAY__…` variables, and flags.
 
+use crate::policies::Override;
 use crate::sink::local::Retention;
 use crate::spool::Capacity;
 use anyhow::Result;
@@ -34,6 +35,8 @@ pub struct Config {
     pub probes: BTreeMap<String, bool>,
     /// From which values events are told.
     pub thresholds: Thresholds,
+    /// Other thresholds for single containers and cgroups, by any name; of two that fit, the first by name counts.
+    pub overrides: BTreeMap<String, Override>,
     /// Where events go.
     pub output: Output,
     /// Labels that go into every event.
@@ -49,6 +52,7 @@ impl Default for Config {
             api: Api::default(),
             probes: event_probes().map(|probe| (probe.name.to_owned(), true)).collect(),
             thresholds: Thresholds::default(),
+            overrides: BTreeMap::new(),
             output: Output::default(),
             labels: BTreeMap::new(),
         }
@@ -137,6 +141,11 @@ impl Config {
         }
         if self.output.local.max_age < Duration::from_secs(60) {
             return refuse("output.local.max_age", "must be at least 1m");
+        }
+        for (name, own) in &self.overrides {
+            if let Err(why) = own.resolve(&self.thresholds) {
+                return refuse(&format!("overrides.{name}"), &why);
+            }
         }
         check_loopback(&self.api.listen_address)
     }

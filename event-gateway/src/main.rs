@@ -8,6 +8,7 @@ mod events;
 mod metrics;
 mod page;
 mod pipeline;
+mod policies;
 mod ring;
 mod route;
 mod row;

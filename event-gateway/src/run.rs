@@ -3,6 +3,7 @@
 use crate::config::{Config, event_probes};
 use crate::enrich::Enrich;
 use crate::pipeline::Pipeline;
+use crate::policies::Keeper;
 use crate::ring::Ring;
 use crate::sink::local::{FILE, LocalSink};
 use crate::spool::Spool;
@@ -84,7 +85,10 @@ async fn serve(
     cli::notify_ready();
     let active = shared.with_probes(active_probes).unwrap_or(0);
     tracing::info!(active, probes = event_probes().count(), "ready");
-    until_shutdown(config, common, overrides, shutdown).await?;
+    // Gone before the probes are: it holds their maps.
+    let keeper = shared.with_probes(|probes| keep_rules(probes, &config)).flatten();
+    until_shutdown(config, keeper.as_ref(), common, overrides, shutdown).await?;
+    drop(keeper);
 
     cli::notify_stopping();
     tracing::info!("stopping");
@@ -153,9 +157,22 @@ fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Option<Box
     Ok(loading)
 }
 
+/// Thresholds can change while the probes run; without the keeper they stay as they were loaded.
+fn keep_rules(probes: &ProbeSet, config: &Config) -> Option<Keeper> {
+    let kept = probes.policies().map_err(anyhow::Error::from);
+    match kept.and_then(|policies| Ok(Keeper::start(policies, config)?)) {
+        Ok(keeper) => Some(keeper),
+        Err(error) => {
+            tracing::error!("thresholds stay as they are until a restart: {error:#}");
+            None
+        }
+    }
+}
+
 /// Waits for the end; SIGHUP reads the configuration again meanwhile.
 async fn until_shutdown(
     mut config: Config,
+    keeper: Option<&Keeper>,
     common: &CommonFlags,
     overrides: &[(String, Value)],
     shutdown: &mut Shutdown,
@@ -164,13 +181,13 @@ async fn until_shutdown(
     loop {
         tokio::select! {
             () = shutdown.wait() => return Ok(()),
-            _ = hang_up.recv() => reload(&mut config, common, overrides),
+            _ = hang_up.recv() => reload(&mut config, keeper, common, overrides),
         }
     }
 }
 
-/// Takes over the log level; the rest needs a restart, and that is said.
-fn reload(config: &mut Config, common: &CommonFlags, overrides: &[(String, Value)]) {
+/// Takes over the log level and the thresholds; the rest needs a restart, and that is said.
+fn reload(config: &mut Config, keeper: Option<&Keeper>, common: &CommonFlags, overrides: &[(String, Value)]) {
     let new = match Config::load(common, overrides.to_vec()) {
         Ok(new) => new,
         Err(error) => return tracing::error!("the configuration stays as it was: {error:#}"),
@@ -179,6 +196,11 @@ fn reload(config: &mut Config, common: &CommonFlags, overrides: &[(String, Value
         tracing::error!("the log level stays as it was: {error}");
     }
     config.log.level = new.log.level;
+    if let Some(keeper) = keeper {
+        keeper.change(&new);
+        config.thresholds = new.thresholds.clone();
+        config.overrides = new.overrides.clone();
+    }
     match changed_keys(config, &new).as_slice() {
         [] => tracing::info!("the configuration was read again"),
         keys => tracing::warn!("restart to apply what changed: {}", keys.join(", ")),

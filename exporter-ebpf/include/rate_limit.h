@@ -7,8 +7,7 @@
 #ifndef KPULSE_RATE_LIMIT_H
 #define KPULSE_RATE_LIMIT_H
 
-const volatile __u64 rate_interval_ns = 10000000;
-const volatile __u64 rate_burst_ns = 1000000000;
+#include "policy.h"
 
 struct bucket {
 	__u64 full_at_ns;
@@ -34,15 +33,15 @@ static __always_inline struct bucket *rate_bucket(__u64 cgroup_id)
 	return bpf_map_lookup_elem(&rate_buckets, &cgroup_id);
 }
 
-static __always_inline bool rate_limit_take(struct bucket *bucket, __u64 now_ns)
+static __always_inline bool rate_limit_take(struct bucket *bucket, struct event_policy *rule, __u64 now_ns)
 {
 	__u64 full_at = bucket->full_at_ns > now_ns ? bucket->full_at_ns : now_ns;
 
-	if (full_at + rate_interval_ns > now_ns + rate_burst_ns) {
+	if (full_at + rule->rate_interval_ns > now_ns + rule->rate_burst_ns) {
 		__sync_fetch_and_add(&bucket->suppressed_total, 1);
 		return false;
 	}
-	bucket->full_at_ns = full_at + rate_interval_ns;
+	bucket->full_at_ns = full_at + rule->rate_interval_ns;
 	return true;
 }
 

@@ -35,4 +35,19 @@ struct ring_counts {
 };
 _Static_assert(sizeof(struct ring_counts) == 24, "Rust reads this layout");
 
+/* From which values a probe tells events, and how many: a bucket of burst/interval tokens, one more each interval. */
+#define POLICY_THRESHOLDS 2
+struct event_policy {
+	__u64 threshold_ns[POLICY_THRESHOLDS];
+	__u64 rate_interval_ns;
+	__u64 rate_burst_ns;
+};
+_Static_assert(sizeof(struct event_policy) == 32, "Rust writes this layout");
+
+/* Entries of the map `policy`, and how many cgroups may have their own. */
+#define POLICY_MACHINE 0
+#define POLICY_LEAST 1
+#define POLICY_ENTRIES 2
+#define POLICY_CGROUPS 1024
+
 #endif

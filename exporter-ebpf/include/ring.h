@@ -3,7 +3,7 @@
 #ifndef KPULSE_RING_H
 #define KPULSE_RING_H
 
-#include "record.h"
+#include "policy.h"
 #include "rate_limit.h"
 
 struct {
@@ -19,7 +19,8 @@ struct {
 } event_counts SEC(".maps");
 
 /* A record of `bytes` for `cgroup_id`, its header's time, value and limits filled in; NULL when it may not be sent. */
-static __always_inline void *ring_reserve(__u64 bytes, __u64 cgroup_id, __u64 value_ns, __u64 threshold_ns)
+static __always_inline void *ring_reserve_by(struct event_policy *rule, __u64 bytes, __u64 cgroup_id, __u64 value_ns,
+					     __u64 threshold_ns)
 {
 	__u32 zero = 0;
 	__u64 now_ns = bpf_ktime_get_boot_ns();
@@ -29,7 +30,7 @@ static __always_inline void *ring_reserve(__u64 bytes, __u64 cgroup_id, __u64 va
 		return NULL;
 	__sync_fetch_and_add(&counts->produced, 1);
 	struct bucket *bucket = rate_bucket(cgroup_id);
-	if (bucket && !rate_limit_take(bucket, now_ns)) {
+	if (bucket && !rate_limit_take(bucket, rule, now_ns)) {
 		__sync_fetch_and_add(&counts->suppressed, 1);
 		return NULL;
 	}
@@ -49,6 +50,23 @@ static __always_inline void *ring_reserve(__u64 bytes, __u64 cgroup_id, __u64 va
 	header->stack_bytes = 0;
 	__builtin_memset(header->comm, 0, sizeof(header->comm));
 	return header;
+}
+
+/* The same for a value with one threshold: NULL also when the cgroup's rule has a higher one. */
+static __always_inline void *ring_reserve(__u64 bytes, __u64 cgroup_id, __u32 threshold, __u64 value_ns)
+{
+	struct event_policy *rule = policy_of(cgroup_id);
+	__u64 threshold_ns = rule ? reached(rule, threshold, value_ns) : UNKNOWN_U64;
+
+	return threshold_ns != UNKNOWN_U64 ? ring_reserve_by(rule, bytes, cgroup_id, value_ns, threshold_ns) : NULL;
+}
+
+/* The same for a fact that has no value. */
+static __always_inline void *ring_reserve_fact(__u64 bytes, __u64 cgroup_id)
+{
+	struct event_policy *rule = policy_of(cgroup_id);
+
+	return rule ? ring_reserve_by(rule, bytes, cgroup_id, UNKNOWN_U64, UNKNOWN_U64) : NULL;
 }
 
 static __always_inline void header_current_task(struct record_header *header)

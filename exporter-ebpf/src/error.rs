@@ -55,9 +55,8 @@ pub(crate) fn may_pass(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-        if let Some(
-            libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EBUSY | libc::EINTR,
-        ) = errno
+        if let Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EBUSY | libc::EINTR) =
+            errno
         {
             return true;
         }

@@ -48,8 +48,7 @@ impl Feature {
             }
             Self::Bpf => create_map(MAP_TYPE_ARRAY, 4, 8, 1).map_err(|error| refused("bpf()", &error)),
             Self::RingBuffer => {
-                let page = u32::try_from(page_bytes()).unwrap_or(4096);
-                create_map(MAP_TYPE_RINGBUF, 0, 0, page).map_err(|error| refused("a BPF ring buffer", &error))
+                create_map(MAP_TYPE_RINGBUF, 0, 0, page_bytes()).map_err(|error| refused("a BPF ring buffer", &error))
             }
             Self::CpuClock => open_cpu_clock().map_err(|error| {
                 let why = format!("the kernel refused a perf event on a CPU: {error}; run as root or grant CAP_PERFMON, and see \
@@ -205,9 +204,11 @@ fn close(fd: libc::c_long) -> io::Result<()> {
     Ok(())
 }
 
-fn page_bytes() -> libc::c_long {
+/// The kernel's page, which is the least size of a ring.
+pub(crate) fn page_bytes() -> u32 {
     // SAFETY: sysconf only reads a constant.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u32::try_from(bytes).unwrap_or(4096)
 }
 
 fn kallsyms_shown(paths: &Paths) -> Result<(), String> {

@@ -2,9 +2,10 @@
 
 use crate::btf::KernelTypes;
 use crate::error::{ProbeError, load_error, may_pass, program_error};
-use crate::features::{Feature, Lack};
+use crate::features::{Feature, Lack, page_bytes};
 use crate::hook::{Attach, Attempt, Hook};
 use crate::maps::Maps;
+use crate::policy;
 use crate::probe::{Collector, Kernel, Probe, Want};
 use crate::statistics::{self, Statistics};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
@@ -304,6 +305,9 @@ fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf
         Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy, hooks: &[] };
     let mut ebpf = load_object(probe, options, loaded.hierarchy, btf)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
+    if !probe.events.is_empty() {
+        policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
+    }
     for hook in probe.hooks {
         match attach_first(&mut ebpf, hook, options, btf) {
             Ok(status) => loaded.hooks.push(status),
@@ -325,11 +329,7 @@ fn load_object(
     hierarchy: Hierarchy,
     btf: &Btf,
 ) -> Result<Ebpf, ProbeError> {
-    let limit = &options.thresholds.rate_limit;
-    let interval_ns = 1_000_000_000 / u64::from(limit.events_per_second.max(1));
-    let mut globals = (probe.globals)(&options.thresholds);
-    globals.push(("rate_interval_ns", interval_ns));
-    globals.push(("rate_burst_ns", interval_ns * u64::from(limit.burst.max(1))));
+    let globals = (probe.globals)();
     let flags = [
         ("want_metrics", u8::from(options.want == Want::Metrics)),
         ("want_events", u8::from(options.want == Want::Events)),
@@ -346,6 +346,10 @@ fn load_object(
     for &(map, factor) in probe.sized_by_containers {
         // One more for key 0, which holds what finds no room.
         loader.map_max_entries(map, options.container_max.saturating_add(1).saturating_mul(factor));
+    }
+    if options.want != Want::Events && !probe.events.is_empty() {
+        // The smallest that the kernel makes: nothing will be in them.
+        loader.map_max_entries("events", page_bytes()).map_max_entries("cgroup_policy", 1);
     }
     loader.load(probe.object).map_err(|error| load_error(&error))
 }

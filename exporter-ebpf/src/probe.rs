@@ -4,6 +4,7 @@ use crate::btf::KernelTypes;
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::Hook;
+use crate::life::LifeDef;
 use crate::loader::HookStatus;
 use crate::maps::Maps;
 use crate::record::{Decoded, Names};
@@ -11,6 +12,7 @@ use kpulse_common::container::{Hierarchy, Identities};
 use kpulse_common::metric::{MetricDef, Samples};
 use kpulse_common::paths::Paths;
 use kpulse_common::thresholds::Thresholds;
+use std::time::Duration;
 
 /// Which half of the probes a process wants; each process loads its own copy, with the other half cut away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +45,10 @@ pub struct Probe {
     pub controller: &'static str,
     /// Maps whose capacity is `container_max` times this factor.
     pub sized_by_containers: &'static [(&'static str, u32)],
-    /// `const volatile __u64` variables that follow from the thresholds.
-    pub globals: fn(&Thresholds) -> Globals,
+    /// `const volatile __u64` variables that depend on the machine.
+    pub globals: fn() -> Globals,
+    /// From which values its events are told, in the order of its header's `THRESHOLD_…`.
+    pub thresholds: fn(&Thresholds) -> Vec<Duration>,
     /// Fills the maps that the programs read from the start, before anything attaches.
     pub prepare: fn(&Maps, &Kernel<'_>) -> Result<(), ProbeError>,
     /// Whether the exporter loads it unless it is switched off: false for what costs more than most want to pay.
@@ -57,6 +61,8 @@ pub struct Probe {
     pub collector: Option<MakeCollector>,
     /// Whether it takes CPU samples.
     pub samples: bool,
+    /// How it tells of processes, which is wanted with events.
+    pub lives: Option<&'static LifeDef>,
 }
 
 impl Probe {
@@ -68,20 +74,22 @@ impl Probe {
         hooks: &[],
         controller: "cpu",
         sized_by_containers: &[],
-        globals: |_| Vec::new(),
+        globals: Vec::new,
+        thresholds: |_| Vec::new(),
         prepare: |_, _| Ok(()),
         is_default: true,
         metrics: &[],
         events: &[],
         collector: None,
         samples: false,
+        lives: None,
     };
 
     /// Whether the probe has the half that is wanted.
     pub fn offers(&self, want: Want) -> bool {
         match want {
             Want::Metrics => self.collector.is_some(),
-            Want::Events => !self.events.is_empty(),
+            Want::Events => !self.events.is_empty() || self.lives.is_some(),
             Want::Samples => self.samples,
         }
     }

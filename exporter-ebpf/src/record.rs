@@ -18,13 +18,15 @@ pub struct Decoded {
     pub body: serde_json::Value,
     /// A kernel address in the body that wants a name, as (field, address).
     pub place: Option<(&'static str, u64)>,
+    /// Which of the probe's kinds it is; `None` for the first.
+    pub kind: Option<&'static str>,
 }
 
 impl Decoded {
     /// A header with the probe's fields.
     pub fn new(header: Header, body: &impl Serialize) -> Result<Self, ProbeError> {
         let body = serde_json::to_value(body).map_err(|error| ProbeError::Layout(error.to_string()))?;
-        Ok(Self { header, body, place: None })
+        Ok(Self { header, body, place: None, kind: None })
     }
 }
 

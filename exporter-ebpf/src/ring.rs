@@ -209,7 +209,7 @@ impl Ring {
     }
 
     fn fact(&mut self, decoded: Decoded, symbols: &mut KernelSymbols) -> Fact {
-        let Decoded { header, mut body, place } = decoded;
+        let Decoded { header, mut body, place, kind } = decoded;
         let mut addresses = header.stack.clone();
         addresses.extend(place.map(|(_, address)| address));
         let mut kernel_stack = symbols.names(&addresses);
@@ -221,7 +221,7 @@ impl Ring {
         kernel_stack.drain(..own);
         Fact {
             probe: self.probe,
-            kind: self.event.kind,
+            kind: kind.unwrap_or(self.event.kind),
             boot_ns: header.boot_ns,
             value_ns: header.value_ns,
             threshold_ns: header.threshold_ns,

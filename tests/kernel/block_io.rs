@@ -147,12 +147,22 @@ fn a_failed_write_is_counted_with_its_status() {
         return;
     };
     let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut telling = load(NAME, &wanting(Want::Events));
+    let mut events = telling.take_events().expect("the rings open");
     let failed = write_directly(&device.path(), 64).expect("the device opens");
     assert!(failed > 0, "64 blocks of 64 KiB do not fit into 1 MiB");
     let samples = scrape(&mut set, NAME, &mut identities());
     let errors = |status| count(&samples, "kpulse_block_errors_total", &[&device.name(), "write", status]);
     assert_eq!(errors("io") + errors("no_space"), failed);
     assert_eq!(histogram(&samples, "kpulse_block_d2c_seconds", &[&device.name(), "write"]).count(), 64);
+
+    let number = fs::read_to_string(format!("/sys/block/{}/dev", device.name())).expect("it has a number");
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let is_ours = |fact: &&Fact| fact.kind == "block_io_error" && fact.body["device"] == number.trim();
+    let ours: Vec<&Fact> = facts.iter().filter(is_ours).collect();
+    assert_eq!(ours.len() as u64, failed);
+    assert!(ours.iter().all(|fact| fact.body["operation"] == "write" && fact.body["error"] != 0));
+    assert_sum_closes(telling, &mut events, facts.len());
 }
 
 /// Writes this many blocks, each past the page cache; how many of them failed.

@@ -16,6 +16,7 @@ mod loader;
 mod map_pressure;
 mod oom_kill;
 mod packet_drop;
+mod policy;
 mod qdisc;
 mod receive;
 mod retry;

@@ -11,7 +11,7 @@ const SPINNERS: usize = 4;
 const TIME: Duration = Duration::from_millis(800);
 
 /// Spins in threads that share CPU 0, in a container; how long they waited for it by the scheduler's account.
-fn contend(container: &Cgroup) -> Duration {
+pub(super) fn contend(container: &Cgroup) -> Duration {
     let total = std::env::temp_dir().join(format!("kpulse-run-delay-{}", std::process::id()));
     let (_, went_well) = load::in_child(Some(container), || {
         load::pin(0)?;

@@ -26,7 +26,7 @@ pub static IRQS_OFF: Probe = Probe {
         "sched_switch",
         &[tp_btf("irqs_off_loop", "sched_switch"), tp_btf("irqs_off_copy", "sched_switch")],
     )],
-    globals: |_| vec![("burn_ns", 60_000_000), ("gap_ns", 200_000_000), ("burns_max", 3)],
+    globals: || vec![("burn_ns", 60_000_000), ("gap_ns", 200_000_000), ("burns_max", 3)],
     ..BURN
 };
 
@@ -37,7 +37,7 @@ pub static KERNEL: Probe = Probe {
         "softirq_entry",
         &[tp_btf("kernel_loop", "softirq_entry"), tp_btf("kernel_copy", "softirq_entry")],
     )],
-    globals: |_| vec![("burn_ns", if is_guest() { 5_000_000_000 } else { 1_500_000_000 })],
+    globals: || vec![("burn_ns", if is_guest() { 5_000_000_000 } else { 1_500_000_000 })],
     ..BURN
 };
 
@@ -48,7 +48,7 @@ pub static SOFTIRQ: Probe = Probe {
         "softirq_entry",
         &[tp_btf("softirq_loop", "softirq_entry"), tp_btf("softirq_copy", "softirq_entry")],
     )],
-    globals: |_| vec![("burn_ns", 40_000_000), ("gap_ns", 1_000_000_000), ("burns_max", 30)],
+    globals: || vec![("burn_ns", 40_000_000), ("gap_ns", 1_000_000_000), ("burns_max", 30)],
     ..BURN
 };
 
@@ -59,7 +59,7 @@ pub static HARDIRQ: Probe = Probe {
         "irq_handler_entry",
         &[tp_btf("hardirq_loop", "irq_handler_entry"), tp_btf("hardirq_copy", "irq_handler_entry")],
     )],
-    globals: |_| vec![("burn_ns", 40_000_000)],
+    globals: || vec![("burn_ns", 40_000_000)],
     ..BURN
 };
 

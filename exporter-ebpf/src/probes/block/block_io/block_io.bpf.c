@@ -12,9 +12,6 @@
 #include "ring.h"
 #include "block_io.h"
 
-const volatile __u64 min_d2c_ns = 100000000;
-const volatile __u64 min_q2c_ns = 200000000;
-
 /* Bios on their way. Over the bound the oldest gives way, and its request counts as q2c_untimed. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -240,18 +237,25 @@ static __always_inline void count_owner(struct request *request, __u32 operation
 		histogram_add_atomic(&value->q2c, q2c_ns);
 }
 
-static __always_inline bool is_slow(__u64 latency_ns, __u64 threshold_ns)
-{
-	return latency_ns != UNKNOWN_U64 && latency_ns >= threshold_ns;
-}
-
 static __always_inline void send_event(struct request *request, struct block_io_key *key, struct block_io_queued *note,
 				       __u64 d2c_ns, __u64 q2c_ns, __u32 bytes, int error)
 {
-	bool slow_d2c = is_slow(d2c_ns, min_d2c_ns);
-	struct block_io_record *record = ring_reserve(sizeof(*record), note ? note->cgroup_id : 0,
-						      slow_d2c ? d2c_ns : q2c_ns, slow_d2c ? min_d2c_ns : min_q2c_ns);
+	__u64 cgroup_id = note ? note->cgroup_id : 0, value_ns = d2c_ns, threshold_ns = UNKNOWN_U64;
+	struct event_policy *rule = policy_of(cgroup_id);
 
+	if (!rule)
+		return;
+	/* An error is a fact, however long it took. */
+	if (!error) {
+		threshold_ns = reached(rule, THRESHOLD_D2C, d2c_ns);
+		if (threshold_ns == UNKNOWN_U64) {
+			value_ns = q2c_ns;
+			threshold_ns = reached(rule, THRESHOLD_Q2C, q2c_ns);
+		}
+		if (threshold_ns == UNKNOWN_U64)
+			return;
+	}
+	struct block_io_record *record = ring_reserve_by(rule, sizeof(*record), cgroup_id, value_ns, threshold_ns);
 	if (!record)
 		return;
 	if (note) {
@@ -315,21 +319,23 @@ int BPF_PROG(block_rq_complete, struct request *request, int error, unsigned int
 
 	if (want_metrics && error)
 		count_error(&key, error);
-	/* A request may complete in parts, each with its own error; the last part says when it ended. */
-	if (BPF_CORE_READ(request, __data_len) > bytes) {
-		if (want_metrics)
-			count_part(&key, bytes);
-		return 0;
-	}
 	struct block_io_queued *note = note_of(request, &bio);
 	__u64 d2c_ns = d2c_of(request, now_ns);
 	__u64 q2c_ns = note && now_ns > note->ns ? now_ns - note->ns : UNKNOWN_U64;
 
+	/* A request may complete in parts, each with its own error; the last part says when it ended. */
+	if (BPF_CORE_READ(request, __data_len) > bytes) {
+		if (want_metrics)
+			count_part(&key, bytes);
+		if (want_events && error)
+			send_event(request, &key, note, d2c_ns, q2c_ns, bytes, error);
+		return 0;
+	}
 	if (want_metrics) {
 		count(&key, d2c_ns, q2c_ns, bytes);
 		count_owner(request, key.operation, d2c_ns, q2c_ns);
 	}
-	if (want_events && (is_slow(d2c_ns, min_d2c_ns) || is_slow(q2c_ns, min_q2c_ns)))
+	if (want_events && (error || may_tell(THRESHOLD_D2C, d2c_ns) || may_tell(THRESHOLD_Q2C, q2c_ns)))
 		send_event(request, &key, note, d2c_ns, q2c_ns, bytes, error);
 	/* The note of a parent serves its other parts too, and leaves by age. */
 	if (note && bio == (__u64)BPF_CORE_READ(request, bio))

@@ -56,6 +56,10 @@ struct block_io_queued {
 };
 _Static_assert(sizeof(struct block_io_queued) == 40, "Rust reads this layout");
 
+/* Thresholds of the event policy. */
+#define THRESHOLD_D2C 0
+#define THRESHOLD_Q2C 1
+
 struct block_io_record {
 	struct record_header header; /* the task that queued the I/O */
 	__u64 d2c_ns;

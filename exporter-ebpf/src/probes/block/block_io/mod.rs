@@ -87,19 +87,17 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "blkio",
     sized_by_containers: &[("owners", abi::OWNER_OPERATIONS)],
-    globals: |thresholds| {
-        vec![
-            ("min_d2c_ns", thresholds.block_io.min_d2c.as_nanos() as u64),
-            ("min_q2c_ns", thresholds.block_io.min_q2c.as_nanos() as u64),
-        ]
-    },
+    thresholds: |thresholds| vec![thresholds.block_io.min_d2c, thresholds.block_io.min_q2c],
     metrics: &[D2C, Q2C, OWNER_D2C, OWNER_Q2C, BYTES, ERRORS, UNTIMED, OVERFLOW],
-    events: &[EventDef {
-        kind: "block_io_slow",
-        help: "A block request took long in the device, or waited long for it.",
-        decode,
-        names: |_| Names::new(),
-    }],
+    events: &[
+        EventDef {
+            kind: "block_io_slow",
+            help: "A block request took long in the device, or waited long for it.",
+            decode,
+            names: |_| Names::new(),
+        },
+        EventDef { kind: "block_io_error", help: "A block request failed.", decode, names: |_| Names::new() },
+    ],
     collector: Some(|maps, kernel| {
         let owners: Table<abi::block_io_owner_key, abi::block_io_owner_value> = maps.table("owners")?;
         for operation in OWNER_OPERATIONS {
@@ -266,7 +264,8 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         q2c_ns: known(record.q2c_ns),
         error: record.error,
     };
-    Decoded::new(Header::from(&record.header), &body)
+    let kind = if record.error == 0 { "block_io_slow" } else { "block_io_error" };
+    Ok(Decoded { kind: Some(kind), ..Decoded::new(Header::from(&record.header), &body)? })
 }
 
 #[cfg(test)]

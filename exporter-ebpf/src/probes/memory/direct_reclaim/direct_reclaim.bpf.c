@@ -11,8 +11,6 @@
 #include "ring.h"
 #include "direct_reclaim.h"
 
-const volatile __u64 min_duration_ns = 100000000;
-
 struct start_key {
 	__u32 tid;
 	__u32 kind;
@@ -99,9 +97,10 @@ static __always_inline int end(void *context, __u32 kind, __u64 reclaimed_pages)
 		if (histogram)
 			histogram_add_atomic(histogram, duration_ns);
 	}
-	if (!want_events || duration_ns < min_duration_ns)
+	if (!may_tell(THRESHOLD_DURATION, duration_ns))
 		return 0;
-	struct direct_reclaim_record *record = ring_reserve(sizeof(*record), cgroup_id, duration_ns, min_duration_ns);
+	struct direct_reclaim_record *record =
+		ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_DURATION, duration_ns);
 	if (!record)
 		return 0;
 	header_current_task(&record->header);

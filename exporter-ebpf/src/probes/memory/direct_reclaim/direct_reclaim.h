@@ -22,6 +22,9 @@ struct direct_reclaim_start {
 };
 _Static_assert(sizeof(struct direct_reclaim_start) == 24, "Rust reads this layout");
 
+/* Threshold of the event policy. */
+#define THRESHOLD_DURATION 0
+
 struct direct_reclaim_record {
 	struct record_header header; /* the task that reclaimed */
 	__u64 reclaimed_pages;

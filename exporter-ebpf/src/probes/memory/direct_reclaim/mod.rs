@@ -57,7 +57,7 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "memory",
     sized_by_containers: &[("duration", abi::KINDS)],
-    globals: |thresholds| vec![("min_duration_ns", thresholds.direct_reclaim.min_duration.as_nanos() as u64)],
+    thresholds: |thresholds| vec![thresholds.direct_reclaim.min_duration],
     metrics: &[DURATION, UNMEASURED],
     events: &[EventDef {
         kind: "direct_reclaim",

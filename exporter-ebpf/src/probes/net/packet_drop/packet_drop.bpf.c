@@ -187,7 +187,7 @@ static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 loc
 		return 0;
 	/* Nobody's packet may still have been for a container. */
 	struct packet_drop_record *record =
-		ring_reserve(sizeof(*record), cgroup_id == HOST_CGROUP_ID ? 0 : cgroup_id, UNKNOWN_U64, UNKNOWN_U64);
+		ring_reserve_fact(sizeof(*record), cgroup_id == HOST_CGROUP_ID ? 0 : cgroup_id);
 	if (!record)
 		return 0;
 	header_current_task(&record->header);

@@ -60,7 +60,7 @@ pub const PROBE: Probe = Probe {
         ("accept_wait", 1),
         ("rwnd_limited", 1),
     ],
-    globals: |_| vec![("tick_ns", tick_ns())],
+    globals: || vec![("tick_ns", tick_ns())],
     metrics: &[HANDSHAKE, ACCEPT_WAIT, RTT, RWND_LIMITED, UNMEASURED],
     collector: Some(|maps, kernel| Ok(Box::new(Reader::open(maps, kernel)?))),
     ..Probe::EMPTY

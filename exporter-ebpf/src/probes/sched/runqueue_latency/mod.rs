@@ -49,7 +49,7 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "cpu",
     sized_by_containers: &[("latency", 1)],
-    globals: |thresholds| vec![("min_wait_ns", thresholds.runqueue_latency.min_wait.as_nanos() as u64)],
+    thresholds: |thresholds| vec![thresholds.runqueue_latency.min_wait],
     metrics: &[LATENCY, UNMEASURED],
     events: &[EventDef {
         kind: "runqueue_delay",

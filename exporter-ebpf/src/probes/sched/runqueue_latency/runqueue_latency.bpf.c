@@ -11,8 +11,6 @@
 #include "ring.h"
 #include "runqueue_latency.h"
 
-const volatile __u64 min_wait_ns = 50000000;
-
 /*
  * Since when a task is runnable: a word for each value of a pid's low bits, holding the time above the pid's high
  * bits. Array look-ups are inlined and a store is atomic, so this is cheaper than a hash map and works where
@@ -106,7 +104,7 @@ static __always_inline __u64 take_runnable(__u32 tid, __u64 now_ns)
 static __always_inline void send_event(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
 				       __u64 waited_ns)
 {
-	struct runqueue_latency_record *record = ring_reserve(sizeof(*record), cgroup_id, waited_ns, min_wait_ns);
+	struct runqueue_latency_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_WAIT, waited_ns);
 
 	if (!record)
 		return;
@@ -127,7 +125,7 @@ static __always_inline void task_ran(struct task_struct *prev, struct task_struc
 		if (histogram)
 			histogram_add(histogram, waited_ns);
 	}
-	if (want_events && waited_ns >= min_wait_ns)
+	if (may_tell(THRESHOLD_WAIT, waited_ns))
 		send_event(prev, next, cgroup_id, waited_ns);
 }
 
@@ -156,7 +154,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	if (!next->pid)
 		return 0;
 	__u64 waited_ns = take_runnable(next->pid, now_ns);
-	if (waited_ns && (want_metrics || waited_ns >= min_wait_ns))
+	if (waited_ns && (want_metrics || may_tell(THRESHOLD_WAIT, waited_ns)))
 		task_ran(prev, next, task_cgroup_id(next, cpu_cgrp_id), waited_ns);
 	return 0;
 }
@@ -191,7 +189,7 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 	if (!next_tid)
 		return 0;
 	__u64 waited_ns = take_runnable(next_tid, now_ns);
-	if (waited_ns && (want_metrics || waited_ns >= min_wait_ns))
+	if (waited_ns && (want_metrics || may_tell(THRESHOLD_WAIT, waited_ns)))
 		task_ran(prev, next, read_task_cgroup_id(next, cpu_cgrp_id), waited_ns);
 	return 0;
 }

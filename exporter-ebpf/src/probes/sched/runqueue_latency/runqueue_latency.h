@@ -15,6 +15,9 @@ struct runqueue_latency_value {
 };
 _Static_assert(sizeof(struct runqueue_latency_value) == 16, "Rust reads this layout");
 
+/* Threshold of the event policy. */
+#define THRESHOLD_WAIT 0
+
 struct runqueue_latency_record {
 	struct record_header header; /* the task that waited */
 	__u32 occupant_tgid; /* the task that left the CPU just before */
