@@ -168,9 +168,9 @@ impl Config {
     }
 }
 
-/// The probes that can tell events.
+/// The probes that tell events, or what names the processes in them.
 pub fn event_probes() -> impl Iterator<Item = &'static Probe> {
-    probes::ALL.iter().copied().filter(|probe| !probe.events.is_empty())
+    probes::ALL.iter().copied().filter(|probe| probe.offers(Want::Events))
 }
 
 /// The API shows command lines and addresses and asks for no password, so it stays on this machine.

@@ -43,6 +43,10 @@ enum {
 	BPF_F_USER_STACK = 256,
 };
 
+enum {
+	BPF_RB_NO_WAKEUP = 1,
+};
+
 /* Numbers differ by kernel configuration: only their names count, for CO-RE. */
 enum cgroup_subsys_id {
 	cpu_cgrp_id,
@@ -54,6 +58,13 @@ enum cgroup_subsys_id {
 
 struct kernfs_node {
 	__u64 id;
+	struct kernfs_node *__parent;
+	const char *name;
+};
+
+/* Before 6.15 (633488947ef6). */
+struct kernfs_node___parent {
+	struct kernfs_node *parent;
 };
 
 struct cgroup {
@@ -105,11 +116,26 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct mm_struct {
+	unsigned long arg_start;
+	unsigned long arg_end;
+};
+
+struct linux_binprm {
+	const char *interp;
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct mm_struct *mm;
 	struct files_struct *files;
 	int pid;
 	int tgid;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	__u64 start_boottime;
+	__u64 parent_exec_id;
+	__u64 self_exec_id;
 	unsigned int __state;
 	int exit_state;
 	int on_cpu;

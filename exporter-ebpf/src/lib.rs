@@ -12,6 +12,7 @@ mod example;
 pub mod features;
 pub mod hook;
 pub mod keyed;
+pub mod life;
 pub mod loader;
 pub mod maps;
 pub mod net_devices;

@@ -1,10 +1,12 @@
 //! Who began and ended is told with what names it, also when it is gone with its container before anyone looks.
 
 use super::{load, needs_root, wanting};
-use kpulse_exporter_ebpf::life::{Change, Life, LifeStream, ProcessId};
+use kpulse_exporter_ebpf::life::{Change, Life, LifeStream};
 use kpulse_exporter_ebpf::{ProbeSet, Want};
 use kpulse_tests::cgroup::Cgroup;
-use std::process::Command;
+use kpulse_tests::until;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 const NAME: &str = "process_life";
 
@@ -31,17 +33,20 @@ fn a_process_is_told_that_is_gone_with_its_container_before_anyone_looks() {
     let (_set, mut stream) = open();
     let container = Cgroup::container("cpu", 0x11fe).expect("a container's cgroup");
     let cgroup_id = container.cgroup_id();
-    // The shell waits for a copy of itself, and the copy for one of its own, whose parent is gone by then.
+    // The shell waits for a copy of itself that never calls exec.
     let script = "(:) & wait; exit 3";
+    let procs = container.path().join("cgroup.procs");
     let mut command = Command::new("/bin/sh");
-    let mut child = container.run(command.args(["-c", script])).expect("a shell");
+    command.args(["-c", "echo 0 >\"$0\" && exec /bin/sh -c \"$1\""]).arg(&procs).arg(script);
+    let mut child = command.spawn().expect("a shell");
     let pid = child.id();
     assert_eq!(child.wait().expect("it ends").code(), Some(3));
     container.remove().expect("nobody is left in it");
 
     let lives = drain(&mut stream);
     let told = of(&lives, pid);
-    let exec = told.iter().find(|life| matches!(life.change, Change::Exec { .. })).expect("the exec is told");
+    let exec = told.iter().rfind(|life| matches!(life.change, Change::Exec { .. }));
+    let exec = exec.expect("the exec is told");
     let text = |text: &str| Some(text.to_owned());
     let command_line = text(&format!("/bin/sh -c {script}"));
     assert_eq!(exec.change, Change::Exec { executable: text("/bin/sh"), command_line });
@@ -70,52 +75,35 @@ fn a_process_is_told_that_is_gone_with_its_container_before_anyone_looks() {
 fn an_orphan_is_not_taken_for_the_one_that_took_it_over() {
     needs_root!();
     let (_set, mut stream) = open();
-    // The inner shell ends at once; its copy goes on until the pipe is closed, as a child of some ancestor.
+    // The inner shell ends at once; its copy reads on, as a child of some ancestor, until its input is closed.
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", "/bin/sh -c 'echo $$; (read line) & exit 0'; sleep 0"]);
-    let mut child = command
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("a shell");
-    let mut inner = String::new();
-    let mut out = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
-    std::io::BufRead::read_line(&mut out, &mut inner).expect("the inner shell tells its pid");
-    let inner: u32 = inner.trim().parse().expect("a pid");
-    let input = child.stdin.take();
-    let ended = child.wait().expect("it ends");
-    assert!(ended.success());
+    command.args(["-c", "/bin/sh -c 'exec 3<&0; (read line <&3) >&- & echo $!'"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
+    let (input, mut out) = (child.stdin.take(), child.stdout.take().expect("a pipe"));
+    let mut orphan = String::new();
+    out.read_to_string(&mut orphan).expect("the inner shell tells the pid");
+    let orphan: u32 = orphan.trim().parse().expect("a pid");
+    assert!(child.wait().expect("it ends").success());
     drop(input);
-    // Its end closes the other end of the pipe.
-    std::io::Read::read_to_end(&mut out, &mut Vec::new()).expect("the orphan ends");
-    let lives = kpulse_tests::until("end of the orphan", || {
-        let lives = drain(&mut stream);
-        lives.iter().any(|life| is_end_of_fork(life, inner)).then_some(lives)
+    let end = until("end of the orphan", || {
+        drain(&mut stream).into_iter().rfind(|life| life.process.pid == orphan)
     });
-    let orphan = lives.iter().find(|life| is_end_of_fork(life, inner)).expect("it was found");
-    assert_eq!(orphan.change, Change::Exit { forked_from: None }, "{orphan:?}");
-}
-
-fn is_end_of_fork(life: &Life, after: u32) -> bool {
-    matches!(life.change, Change::Exit { .. }) && life.name == "sh" && life.process.pid > after
+    assert_eq!((end.name.as_str(), end.change), ("sh", Change::Exit { forked_from: None }));
 }
 
 #[test]
 fn a_full_ring_is_counted() {
     needs_root!();
     let (_set, mut stream) = open();
-    let long = "x".repeat(300);
     // More records of full length than the ring has room for, and nobody reads.
-    for _ in 0..2_800 {
-        let status = Command::new("/bin/true").arg(&long).status().expect("true runs");
-        assert!(status.success());
-    }
-    let lost = stream.losses();
-    assert!(lost[0].1 > 0, "{lost:?}");
-    let before = drain(&mut stream).len();
-    assert!(before > 2_000, "{before}");
+    let script = "i=0; while [ $i -lt 2800 ]; do /bin/true \"$0\"; i=$((i+1)); done";
+    let status = Command::new("/bin/sh").args(["-c", script, &"x".repeat(300)]).status().expect("a shell");
+    assert!(status.success());
+    let [(reason, lost), _] = stream.losses();
+    assert!(reason == "ring_full" && lost > 0, "{reason}: {lost}");
+    let kept = drain(&mut stream).len();
+    assert!(kept > 2_000, "{kept}");
     let mut child = Command::new("/bin/true").spawn().expect("true runs");
     child.wait().expect("it ends");
     assert_eq!(of(&drain(&mut stream), child.id()).len(), 2, "there is room again");
-    let _: ProcessId = ProcessId { pid: child.id(), start_ns: 0 };
 }

@@ -40,6 +40,7 @@ pub mod profile {
 }
 /// The scheduler.
 pub mod sched {
+    pub mod process_life;
     pub mod runqueue_latency;
     pub mod task_state;
 }
@@ -68,6 +69,7 @@ pub const ALL: &[&Probe] = &[
     &net::transmit::PROBE,
     &net::tx_timeout::PROBE,
     &profile::cpu_sample::PROBE,
+    &sched::process_life::PROBE,
     &sched::runqueue_latency::PROBE,
     &sched::task_state::PROBE,
 ];
