@@ -16,6 +16,18 @@ pub struct Thresholds {
     pub block_io: BlockIo,
     /// Direct reclaim.
     pub direct_reclaim: DirectReclaim,
+    /// Interrupts off.
+    pub irqs_off: IrqsOff,
+    /// Softirqs.
+    pub softirq: Softirq,
+    /// Soft lockups.
+    pub soft_lockup: SoftLockup,
+    /// Direct compaction.
+    pub compaction: Compaction,
+    /// Tasks in uninterruptible sleep.
+    pub task_state: TaskState,
+    /// The log of XFS.
+    pub xfs_log: XfsLog,
     /// How many events of one kind each cgroup may send.
     pub rate_limit: RateLimit,
 }
@@ -65,6 +77,97 @@ pub struct DirectReclaim {
 impl Default for DirectReclaim {
     fn default() -> Self {
         Self { min_duration: Duration::from_millis(100) }
+    }
+}
+
+/// Thresholds of the probe `irqs_off`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IrqsOff {
+    /// Interrupts kept off: 10 ms is some ticks, in which the CPU served nobody. Less than 0.5 ms is taken as that.
+    #[serde(with = "humantime_serde")]
+    pub min_duration: Duration,
+}
+
+impl Default for IrqsOff {
+    fn default() -> Self {
+        Self { min_duration: Duration::from_millis(10) }
+    }
+}
+
+/// Thresholds of the probe `softirq`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Softirq {
+    /// From raise to handler: 10 ms is when packets and timers are felt to be late.
+    #[serde(with = "humantime_serde")]
+    pub min_delay: Duration,
+}
+
+impl Default for Softirq {
+    fn default() -> Self {
+        Self { min_delay: Duration::from_millis(10) }
+    }
+}
+
+/// Thresholds of the probe `soft_lockup`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SoftLockup {
+    /// A task in the kernel without a switch while others wait: no healthy path of the kernel takes 5 s. The metric counts
+    /// by this threshold too.
+    #[serde(with = "humantime_serde")]
+    pub min_duration: Duration,
+}
+
+impl Default for SoftLockup {
+    fn default() -> Self {
+        Self { min_duration: Duration::from_secs(5) }
+    }
+}
+
+/// Thresholds of the probe `compaction`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Compaction {
+    /// One call of direct compaction: 100 ms is felt by the request that allocates.
+    #[serde(with = "humantime_serde")]
+    pub min_duration: Duration,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { min_duration: Duration::from_millis(100) }
+    }
+}
+
+/// Thresholds of the probe `task_state`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TaskState {
+    /// In uninterruptible sleep: 1 s is beyond what a healthy disk or lock takes.
+    #[serde(with = "humantime_serde")]
+    pub min_stuck: Duration,
+}
+
+impl Default for TaskState {
+    fn default() -> Self {
+        Self { min_stuck: Duration::from_secs(1) }
+    }
+}
+
+/// Thresholds of the probe `xfs_log`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct XfsLog {
+    /// One wait for the log: 100 ms is felt by whoever writes or syncs a file.
+    #[serde(with = "humantime_serde")]
+    pub min_wait: Duration,
+}
+
+impl Default for XfsLog {
+    fn default() -> Self {
+        Self { min_wait: Duration::from_millis(100) }
     }
 }
 

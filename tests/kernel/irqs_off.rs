@@ -73,3 +73,33 @@ fn the_raw_tracepoint_sees_the_same() {
     needs_root!();
     sees_what_is_burnt(&LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) });
 }
+
+#[test]
+fn a_long_stretch_is_an_event_and_a_short_one_is_none() {
+    needs_root!();
+    let mut options = wanting(Want::Events);
+    options.thresholds.irqs_off.min_duration = Duration::from_millis(31);
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    let mut burner = Burner::start(&burn::IRQS_OFF);
+    load::pin(0).expect("there is a first CPU");
+    load::rename(c"burn-irqs");
+    let mut facts = Vec::new();
+    let burns = until("third burn, and its event", || {
+        facts.extend(drain_for(&mut events, Duration::from_millis(10)));
+        let (burns, _) = burner.burnt();
+        (burns >= 3 && !facts.is_empty()).then_some(burns)
+    });
+    load::rename(c"idle");
+    facts.extend(drain_for(&mut events, Duration::from_millis(100)));
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cpu == 0).collect();
+    assert!((1..=burns).contains(&(ours.len() as u64)), "{} events of {burns} burns", ours.len());
+    // Each burn lasts 60 ms, which the hypervisor may stretch.
+    let is_whole = |fact: &&&Fact| {
+        let stolen = fact.body["stolen_ns"].as_u64().unwrap_or(0);
+        Duration::from_nanos(fact.value_ns.unwrap_or(0) + stolen) >= Duration::from_millis(60) - TICK
+    };
+    assert!(ours.iter().any(|fact| is_whole(&fact)), "{ours:?}");
+    assert!(ours.iter().all(|fact| !fact.kernel_stack.is_empty() && fact.value_ns >= fact.threshold_ns));
+    assert_sum_closes(set, &mut events, facts.len());
+}

@@ -112,3 +112,26 @@ fn time_before_the_handler_is_its_latency() {
     let mut set = load(NAME, &wanting(Want::Metrics));
     slow(&mut set, &mut burner, LATENCY);
 }
+
+#[test]
+fn a_handler_that_begins_late_is_an_event() {
+    needs_root!();
+    let mut burner = Burner::start(&burn::SOFTIRQ);
+    let mut options = wanting(Want::Events);
+    options.thresholds.softirq.min_delay = Duration::from_millis(36);
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    let mut facts = Vec::new();
+    let burns = until("late handler", || {
+        facts.extend(drain_for(&mut events, Duration::from_millis(10)));
+        facts.iter().any(|fact| fact.body["vector"] == "timer").then(|| burner.burnt().0)
+    });
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.body["vector"] == "timer").collect();
+    assert!(ours.len() as u64 <= burns, "{} events of {burns} burns", ours.len());
+    for fact in &ours {
+        assert_eq!((fact.kind, fact.threshold_ns), ("softirq_delay", Some(36_000_000)));
+        assert!(fact.value_ns >= fact.threshold_ns && !fact.kernel_stack.is_empty(), "{fact:?}");
+    }
+    drop(burner);
+    assert_sum_closes(set, &mut events, facts.len());
+}

@@ -2,6 +2,7 @@
 #ifndef KPULSE_IRQS_OFF_H
 #define KPULSE_IRQS_OFF_H
 
+#include "record.h"
 #include "histogram.h"
 
 struct irqs_off_value {
@@ -17,5 +18,14 @@ struct irqs_off_value {
 	__u64 pending_steal_ns; /* the hypervisor's total before it */
 };
 _Static_assert(sizeof(struct irqs_off_value) == 288, "Rust reads this layout");
+
+/* Threshold of the event policy. */
+#define THRESHOLD_DURATION 0
+
+struct irqs_off_record {
+	struct record_header header; /* the task that the CPU had, and where it let interrupts in again */
+	__u64 stolen_ns; /* not in the value; UNKNOWN_U64 where the kernel does not tell */
+};
+_Static_assert(sizeof(struct irqs_off_record) == 336, "Rust reads this layout");
 
 #endif

@@ -1,12 +1,15 @@
 #![doc = include_str!("README.md")]
 
 use crate::error::ProbeError;
+use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{MetricDef, Samples};
+use serde::Serialize;
 
 abi!("irqs_off");
 
@@ -25,6 +28,7 @@ const STOLEN: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "irqs_off",
     object: bpf_object!("irqs_off"),
+    needs: &[Feature::RingBuffer],
     hooks: &[Hook::any(
         "hrtimer_expire_entry",
         &[
@@ -32,7 +36,14 @@ pub const PROBE: Probe = Probe {
             raw_tp("hrtimer_expire_entry_raw", "hrtimer_expire_entry"),
         ],
     )],
+    thresholds: |thresholds| vec![thresholds.irqs_off.min_duration],
     metrics: &[IRQS_OFF, STOLEN],
+    events: &[EventDef {
+        kind: "irqs_off",
+        help: "A CPU kept interrupts off for long while one was due.",
+        decode,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, _| Ok(Box::new(Reader { late: maps.table("late")? }))),
     ..Probe::EMPTY
 };
@@ -49,5 +60,39 @@ impl Collector for Reader {
             out.number(&STOLEN, &[], value.stolen_ns as f64 / 1e9);
         }
         Ok(())
+    }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    /// What the hypervisor took of the same stretch, which the value leaves out; absent where the kernel does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stolen_ns: Option<u64>,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::irqs_off_record = view(bytes)?;
+    Decoded::new(Header::from(&record.header), &Body { stolen_ns: known(record.stolen_ns) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/irqs_off.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/irqs_off.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+        assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
     }
 }

@@ -6,6 +6,8 @@
  */
 #include "probe.h"
 #include "compat.h"
+#include "cgroup.h"
+#include "ring.h"
 #include "soft_lockup.h"
 
 struct {
@@ -14,6 +16,18 @@ struct {
 	__type(key, __u32);
 	__type(value, struct soft_lockup_value);
 } stretches SEC(".maps");
+
+static __always_inline void tell(struct bpf_perf_event_data *context, __u64 cgroup_id, __u64 duration_ns)
+{
+	struct soft_lockup_record *record =
+		ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_DURATION, duration_ns);
+
+	if (!record)
+		return;
+	header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	bpf_ringbuf_submit(record, 0);
+}
 
 SEC("perf_event")
 int cpu_clock(struct bpf_perf_event_data *context)
@@ -42,9 +56,15 @@ int cpu_clock(struct bpf_perf_event_data *context)
 		return 0;
 	}
 	stretch->samples++;
-	if (!stretch->is_counted && stretch->samples >= LOCKUP_SAMPLES && now_ns - stretch->since_ns >= LOCKUP_NS) {
-		stretch->is_counted = 1;
-		stretch->lockups++;
-	}
+	if (stretch->is_counted || stretch->samples < LOCKUP_SAMPLES)
+		return 0;
+	__u64 cgroup_id = read_task_cgroup_id(task, cpu_cgrp_id), duration_ns = now_ns - stretch->since_ns;
+	struct event_policy *rule = policy_of(cgroup_id);
+	if (!rule || reached(rule, THRESHOLD_DURATION, duration_ns) == UNKNOWN_U64)
+		return 0;
+	stretch->is_counted = 1;
+	stretch->lockups++;
+	if (want_events)
+		tell(context, cgroup_id, duration_ns);
 	return 0;
 }

@@ -6,8 +6,7 @@
 
 /* Samples a second and CPU. */
 #define SAMPLE_HZ 10
-/* How long a CPU is in the kernel without a switch, in time and in samples: one long pause of a virtual CPU is none. */
-#define LOCKUP_NS 500000000
+/* Least samples of a stretch: one long pause of a virtual CPU is none. */
 #define LOCKUP_SAMPLES 4
 
 struct soft_lockup_value {
@@ -20,5 +19,13 @@ struct soft_lockup_value {
 	__u64 is_counted;
 };
 _Static_assert(sizeof(struct soft_lockup_value) == 48, "Rust reads this layout");
+
+/* Threshold of the event policy, and of the metric too. */
+#define THRESHOLD_DURATION 0
+
+struct soft_lockup_record {
+	struct record_header header; /* the task that keeps the CPU; its value is how long it has by now */
+};
+_Static_assert(sizeof(struct soft_lockup_record) == 328, "Rust reads this layout");
 
 #endif

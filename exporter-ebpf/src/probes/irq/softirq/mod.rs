@@ -1,12 +1,15 @@
 #![doc = include_str!("README.md")]
 
 use crate::error::ProbeError;
+use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use serde::Serialize;
 
 abi!("softirq");
 
@@ -29,6 +32,7 @@ const VECTORS: [&str; abi::VECTORS as usize] =
 pub const PROBE: Probe = Probe {
     name: "softirq",
     object: bpf_object!("softirq"),
+    needs: &[Feature::RingBuffer],
     hooks: &[
         Hook::any(
             "softirq_raise",
@@ -44,7 +48,14 @@ pub const PROBE: Probe = Probe {
             &[tp_btf("softirq_entry", "softirq_entry"), raw_tp("softirq_entry_raw", "softirq_entry")],
         ),
     ],
+    thresholds: |thresholds| vec![thresholds.softirq.min_delay],
     metrics: &[LATENCY, DURATION],
+    events: &[EventDef {
+        kind: "softirq_delay",
+        help: "A softirq waited for long between its raise and its handler.",
+        decode,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, _| Ok(Box::new(Reader { vectors: maps.table("vectors")? }))),
     ..Probe::EMPTY
 };
@@ -69,5 +80,53 @@ impl Collector for Reader {
             }
         }
         Ok(())
+    }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    vector: &'static str,
+    /// The handler that ended on the CPU just before: what kept it, where that was another softirq.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<Run>,
+}
+
+/// A run of a handler.
+#[derive(Debug, Serialize)]
+struct Run {
+    vector: &'static str,
+    duration_ns: u64,
+}
+
+fn vector(number: u32) -> &'static str {
+    usize::try_from(number).ok().and_then(|number| VECTORS.get(number)).unwrap_or(&"unknown")
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::softirq_record = view(bytes)?;
+    let last = Run { vector: vector(record.last.vector), duration_ns: record.last.duration_ns };
+    let body = Body { vector: vector(record.vector), last: (record.last.is_known != 0).then_some(last) };
+    Decoded::new(Header::from(&record.header), &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/softirq_delay.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/softirq_delay.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+        assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
     }
 }
