@@ -14,7 +14,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+/// A container that has no namespace of its own, or shares one that is read already, is not looked at again so soon.
+const SHARED_FOR: Duration = Duration::from_secs(60);
 /// Most folders below a container's cgroup that are searched for a process.
 const FOLDERS_MAX: usize = 8;
 
@@ -54,9 +57,10 @@ pub struct ByNamespace<T> {
     next: usize,
 }
 
-struct Known<T> {
-    namespace: Namespace,
-    value: T,
+enum Known<T> {
+    Own(Namespace, T),
+    /// Found out at this time.
+    Shared(Instant),
 }
 
 /// What a container's turn came to.
@@ -94,7 +98,12 @@ impl<T> ByNamespace<T> {
             return Turn::Passed;
         };
         self.next = (self.next + 1) % containers.len();
+        let is_shared = match self.known.get(&container.cgroup.id) {
+            Some(Known::Shared(since)) => since.elapsed() < SHARED_FOR,
+            Some(Known::Own(..)) | None => false,
+        };
         match place {
+            Place::Own if is_shared => Turn::Passed,
             Place::Own => pace.spend(|| self.look(container, host, read)),
             Place::Other | Place::Nowhere => Turn::Passed,
         }
@@ -109,7 +118,7 @@ impl<T> ByNamespace<T> {
         let id = container.cgroup.id;
         let Some(mount) = host.identities.hierarchies().mount(self.hierarchy) else { return Turn::Passed };
         // A pid may be another process' by now: it counts while it is in the namespace that it was found in.
-        let known = self.known.get(&id).map(|known| &known.namespace);
+        let known = self.known.get(&id).and_then(Known::namespace);
         let still = known
             .filter(|known| Namespace::of_folder(known.folder.clone()).as_ref() == Some(*known))
             .cloned();
@@ -129,15 +138,26 @@ impl<T> ByNamespace<T> {
         }
         // A process that ended meanwhile leaves what was read last.
         if let Some(value) = read(&found) {
-            self.known.insert(id, Known { namespace: found, value });
+            self.known.insert(id, Known::Own(found, value));
         }
         Turn::Read
     }
 
     /// The values, in the order of the containers.
     pub fn values(&self) -> impl Iterator<Item = (&ContainerCgroup, &T)> {
-        let value = |(container, _): &'_ (ContainerCgroup, Place)| self.known.get(&container.cgroup.id);
-        self.containers.iter().filter_map(move |it| Some((&it.0, &value(it)?.value)))
+        self.containers.iter().filter_map(|(container, _)| match self.known.get(&container.cgroup.id)? {
+            Known::Own(_, value) => Some((container, value)),
+            Known::Shared(_) => None,
+        })
+    }
+}
+
+impl<T> Known<T> {
+    fn namespace(&self) -> Option<&Namespace> {
+        match self {
+            Self::Own(namespace, _) => Some(namespace),
+            Self::Shared(_) => None,
+        }
     }
 }
 
