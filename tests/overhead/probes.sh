@@ -1,0 +1,58 @@
+# shellcheck shell=bash disable=SC2154 # measure.sh has what is shared
+# What does each probe cost while its events happen? The exporter's own counters tell, which the kernel fills for one
+# second in thirty, by its clock: a run costs some tens of nanoseconds less when nobody counts. Read by run.sh.
+
+# Most seconds from one window of counting to the end of the next.
+WINDOW_MAX=40
+
+# probe_page FILE: waits until the counters move, and keeps the page.
+probe_page() {
+	local before deadline=$((SECONDS + WINDOW_MAX))
+	before=$(curl --silent "$url" | grep '^kpulse_probe_runs_total' || true)
+	while [ $SECONDS -lt $deadline ]; do
+		curl --silent "$url" >"$1"
+		[ "$(grep '^kpulse_probe_runs_total' "$1" || true)" = "$before" ] || return 0
+		sleep 0.25
+	done
+	echo "the kernel does not count the runs of BPF programs here" >>"$work/log"
+	return 1
+}
+
+# probe_costs WHAT: a line for each probe, and the sum, from one window to the next.
+probe_costs() {
+	local begin
+	probe_page "$work/before" || return
+	begin=$EPOCHREALTIME
+	probe_page "$work/after" || return
+	{
+		echo
+		echo "Probes, $1: runs a second, nanoseconds a run, percent of the machine's $(nproc) CPUs"
+		awk -v seconds="$(calculate "$EPOCHREALTIME - $begin")" -v cpus="$(nproc)" '
+			!/^kpulse_probe_run(s|_seconds)_total/ { next }
+			{ split($1, part, "\""); sign = FILENAME ~ /before$/ ? -1 : 1 }
+			/^kpulse_probe_runs/ { runs[part[2]] += sign * $2; next }
+			{ time[part[2]] += sign * $2 }
+			END {
+				for (probe in runs) {
+					if (runs[probe] < 1) continue
+					share = time[probe] / seconds / cpus * 100
+					sum += share
+					printf "  %-20s %12.0f %8.0f %8.3f\n", probe, runs[probe] / seconds, time[probe] / runs[probe] * 1e9, share | "sort -k 4 -rn"
+				}
+				close("sort -k 4 -rn")
+				printf "%.3f\n", sum >"'"$work/sum"'"
+			}' "$work/before" "$work/after"
+	} >>"$work/probes"
+	row "all probes, $1" "$(cat "$work/sum")" % "$2"
+}
+
+bench_probes() {
+	echo "bench: what each probe costs, twice half a minute" >&2
+	exporter || return
+	probe_costs "as the machine is" 1 || return
+	beside "$work/load" switches
+	beside "$work/load" tcp
+	beside "$work/load" files "$work/file"
+	probe_costs "with a load that does nothing else than provoke events" "" || return
+	stop_all
+}

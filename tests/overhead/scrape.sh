@@ -1,0 +1,77 @@
+# shellcheck shell=bash disable=SC2154 # measure.sh has what is shared
+# What does a scrape cost, by the number of containers, and does it depend on how busy the machine is? Read by run.sh.
+
+# Containers and the target for the CPU of a scrape in milliseconds; - is none.
+CURVE=("1 -" "100 2" "200 -" "400 6")
+RSS_TARGET=15
+
+# scrape_ms [CURL_FLAG...]: CPU of one scrape of $server, the median. They come a second apart: sooner, the exporter
+# would not look for new containers, which it does once a second at most.
+scrape_ms() {
+	local before after number
+	: >"$work/scrapes"
+	before=$(cpu_ms)
+	for ((number = 0; number < scrapes; number++)); do
+		curl --silent --output /dev/null "$@" "$url"
+		sleep 1
+		after=$(cpu_ms)
+		calculate "$after - $before" >>"$work/scrapes"
+		before=$after
+	done
+	calculate "$(median "$work/scrapes")"
+}
+
+# Files of cgroups that the exporter keeps open.
+cgroup_files() { find "/proc/$server/fd" -type l -exec readlink {} + | grep -E "^($(hierarchies | paste -sd '|'))/" || true; }
+
+busy() {
+	beside "$work/load" switches
+	beside "$work/load" tcp
+}
+
+# curve NAME URL COMMAND...: one line of figures for the containers that there are, into $work/curve.
+curve() {
+	local name=$1 quiet packed loaded series memory kernel=-
+	shift
+	start "$@" || return
+	curl --silent --output /dev/null "$url?[1-5]"
+	quiet=$(scrape_ms)
+	packed=$(scrape_ms --compressed)
+	series=$(curl --silent "$url" | grep -vc '^#')
+	memory=$(resident_mib "$server")
+	[ "$name" != kpulse-exporter ] || kernel=$(calculate "$(cgroup_files | "$work/reread" 50) / 1000")
+	busy
+	loaded=$(scrape_ms)
+	stop_all
+	printf '%-20s %5s %8s %8s %8s %8s %8s %8s' "$name" "${#containers[@]}" "$series" "$quiet" "$kernel" "$packed" "$loaded" "$memory" >>"$work/curve"
+	figure=$quiet resident=$memory
+}
+
+bench_scrape() {
+	local point count target peer=prometheus-node-exporter
+	for point in "${CURVE[@]}"; do
+		read -r count target <<<"$point"
+		make_containers "$count" || return
+		echo "bench: scrapes with $count containers" >&2
+		curve kpulse-exporter "http://$address/-/ready" "$release/kpulse-exporter" serve --web.listen-address "$address" || return
+		if [ "$target" = - ]; then echo; else
+			echo "  ≤ $target ms $(verdict "$figure" "$target"), ≤ $RSS_TARGET MiB $(verdict "$resident" $RSS_TARGET)"
+		fi >>"$work/curve"
+	done
+	have $peer || peer=node_exporter
+	if have $peer; then
+		curve $peer "$url" $peer --web.listen-address="$address" --log.level=error && echo >>"$work/curve"
+	else
+		echo "node_exporter is not here to compare with: packaging/setup.sh test unpacks it" >>"$work/curve"
+	fi
+	drop_containers
+}
+
+print_curve() {
+	[ -s "$work/curve" ] || return 0
+	echo
+	echo "CPU of a scrape in ms, a second after the one before: quiet, of which the kernel writes cgroup files; compressed by"
+	echo "gzip; and while context switches and loopback TCP keep the machine busy"
+	printf '%-20s %5s %8s %8s %8s %8s %8s %8s\n' "" "cont." series quiet kernel gzip busy MiB
+	cat "$work/curve"
+}
