@@ -39,7 +39,7 @@ curve() {
 	packed=$(scrape_ms --compressed)
 	series=$(curl --silent "$url" | grep -vc '^#')
 	memory=$(resident_mib "$server")
-	[ "$name" != kpulse-exporter ] || kernel=$(calculate "$(cgroup_files | "$work/reread" 50) / 1000")
+	[ "$name" != kpulse-exporter ] || kernel=$(calculate "$(cgroup_files | "$work/reread" "$scrapes") / 1000")
 	busy
 	loaded=$(scrape_ms)
 	stop_all
