@@ -3,6 +3,7 @@
 
 mod exporter;
 mod exporter_bad_input;
+mod exporter_restart;
 mod exporter_serves;
 mod exporter_web;
 mod gateway;
