@@ -32,6 +32,17 @@ static __always_inline bool since_set(__u32 tid, __u64 now_ns)
 }
 
 /* When the task's state began, in nanoseconds without their high bits; 0 when it is not in the state. */
+static __always_inline __u64 since_peek(__u32 tid)
+{
+	__u32 index = tid & ((1 << SINCE_INDEX_BITS) - 1);
+	__u64 *word = bpf_map_lookup_elem(&since, &index);
+
+	if (!word || !*word || (*word & ((1 << SINCE_TAG_BITS) - 1)) != tid >> SINCE_INDEX_BITS)
+		return 0;
+	return *word >> SINCE_TAG_BITS;
+}
+
+/* The same, and ends it. */
 static __always_inline __u64 since_take(__u32 tid)
 {
 	__u32 index = tid & ((1 << SINCE_INDEX_BITS) - 1);

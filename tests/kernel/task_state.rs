@@ -66,6 +66,37 @@ fn sleeping_otherwise_is_not_in_it() {
     }
 }
 
+#[test]
+fn a_long_sleep_is_an_event_with_its_stack_and_waker_and_a_short_one_is_none() {
+    needs_root!();
+    let container = Cgroup::container("cpu", 0xe7).expect("a cgroup can be made");
+    let mut options = wanting(Want::Events);
+    options.thresholds.task_state.min_stuck = SLEEP;
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    let clock = Instant::now();
+    let (pid, went_well) = load::in_child(Some(&container), || {
+        load::sleep_uninterruptibly(SLEEP / 3)?;
+        (0..SLEEPS).try_for_each(|_| load::sleep_uninterruptibly(SLEEP))
+    });
+    let elapsed = clock.elapsed().as_nanos() as u64;
+    assert!(went_well);
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id())).collect();
+    assert_eq!(ours.len(), SLEEPS as usize, "{ours:?}");
+    let whole: u64 = ours.iter().filter_map(|fact| fact.value_ns).sum();
+    assert!(whole <= elapsed, "{whole} ns in {elapsed}");
+    for fact in ours {
+        assert_eq!((fact.kind, fact.pid), ("task_stuck", pid));
+        assert!(fact.value_ns >= fact.threshold_ns && fact.threshold_ns == Some(SLEEP.as_nanos() as u64));
+        // The parent of a vfork waits in there, and the child wakes it when it ends.
+        let has = |function: &str| fact.kernel_stack.iter().any(|frame| frame.contains(function));
+        assert!(has("kernel_clone") || has("do_fork"), "{:?}", fact.kernel_stack);
+        assert!(fact.body["waker"]["pid"].as_u64().is_some_and(|waker| waker != u64::from(pid)), "{fact:?}");
+    }
+    assert_sum_closes(set, &mut events, facts.len());
+}
+
 fn forever() -> io::Result<()> {
     sleep(LONG);
     Ok(())

@@ -2,13 +2,16 @@
 
 use crate::collect::{ByContainer, Entry};
 use crate::error::ProbeError;
+use crate::features::{Feature, page_bytes};
 use crate::hook::{Hook, tp_btf};
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, Kernel, Probe};
+use crate::probe::{Collector, EventDef, Kernel, Probe};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, comm, known, view};
 use crate::symbols::ranges_by_function;
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use serde::Serialize;
 
 abi!("oom_kill");
 
@@ -30,11 +33,18 @@ const FUNCTIONS: [&str; abi::FUNCTIONS as usize] = [
 pub const PROBE: Probe = Probe {
     name: "oom_kill",
     object: bpf_object!("oom_kill"),
+    needs: &[Feature::RingBuffer],
     hooks: &[Hook::any("mark_victim", &[tp_btf("mark_victim", "mark_victim")])],
     controller: "memory",
     sized_by_containers: &[("kills", abi::KINDS)],
     prepare,
     metrics: &[KILLS],
+    events: &[EventDef {
+        kind: "oom_kill",
+        help: "The OOM killer chose a process.",
+        decode,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, kernel| {
         let kills: Table<abi::oom_kill_key, u64> = maps.table("kills")?;
         for kind in 0..u64::from(abi::KINDS) {
@@ -84,4 +94,80 @@ impl Collector for Reader {
 fn kind(number: u64) -> &'static str {
     const NAMES: [&str; abi::KINDS as usize] = ["global", "memcg", "unknown"];
     usize::try_from(number).ok().and_then(|number| NAMES.get(number)).unwrap_or(&"unknown")
+}
+
+/// From this many pages on a limit is none: the kernel's largest counter, of 4 KiB pages.
+const NO_LIMIT_PAGES: u64 = (i64::MAX as u64) >> 12;
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    /// Whether the machine (`global`) or a memory cgroup (`memcg`) was out of memory.
+    kind: &'static str,
+    /// Who found no memory.
+    trigger: Trigger,
+    /// The victim's `/proc/PID/oom_score_adj`.
+    score_adjustment: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    anon_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shmem_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtual_bytes: Option<u64>,
+    /// What the victim's memory cgroup used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage_bytes: Option<u64>,
+    /// The limit of the victim's memory cgroup; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Trigger {
+    pid: u32,
+    tid: u32,
+    name: String,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::oom_kill_record = view(bytes)?;
+    let in_bytes = |pages| known(pages).map(|pages| pages.saturating_mul(page_bytes().into()));
+    let body = Body {
+        kind: kind(record.kind),
+        trigger: Trigger {
+            pid: record.trigger_tgid,
+            tid: record.trigger_tid,
+            name: comm(&record.trigger_comm),
+        },
+        score_adjustment: record.score_adjustment,
+        anon_bytes: in_bytes(record.anon_pages),
+        file_bytes: in_bytes(record.file_pages),
+        shmem_bytes: in_bytes(record.shmem_pages),
+        virtual_bytes: in_bytes(record.virtual_pages),
+        usage_bytes: in_bytes(record.usage_pages),
+        limit_bytes: in_bytes(record.limit_pages).filter(|_| record.limit_pages < NO_LIMIT_PAGES),
+    };
+    Decoded::new(Header::from(&record.header), &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/oom_kill.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/oom_kill.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
 }

@@ -6,6 +6,7 @@
  */
 #include "probe.h"
 #include "cgroup.h"
+#include "ring.h"
 #include "oom_kill.h"
 
 /* Bound: three times the loader's container_max. Key 0 of each kind holds what found no room. */
@@ -79,6 +80,60 @@ static __always_inline void count(__u64 cgroup_id, __u64 kind)
 		__sync_fetch_and_add(known, 1);
 }
 
+#define MM_FILEPAGES 0
+#define MM_ANONPAGES 1
+#define MM_SHMEMPAGES 3
+
+static __always_inline __u64 pages_of(struct mm_struct *mm, __u32 kind)
+{
+	void *counter = mm;
+	__s64 pages = 0;
+
+	if (bpf_core_type_exists(struct mm_rss_stat))
+		counter += bpf_core_field_offset(struct mm_struct___rss, rss_stat) + kind * sizeof(pages);
+	else
+		counter += bpf_core_field_offset(struct mm_struct, rss_stat) +
+			   kind * bpf_core_type_size(struct percpu_counter) +
+			   bpf_core_field_offset(struct percpu_counter, count);
+	bpf_probe_read_kernel(&pages, sizeof(pages), counter);
+	return pages > 0 ? pages : 0;
+}
+
+static __always_inline void tell(void *context, struct task_struct *victim, __u64 cgroup_id, __u64 kind)
+{
+	struct oom_kill_record *record = ring_reserve_fact(sizeof(*record), cgroup_id);
+
+	if (!record)
+		return;
+	header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	/* The current task found no memory; the event is the victim's. */
+	record->trigger_tgid = record->header.tgid;
+	record->trigger_tid = record->header.tid;
+	__builtin_memcpy(record->trigger_comm, record->header.comm, COMM_BYTES);
+	record->header.tgid = BPF_CORE_READ(victim, tgid);
+	record->header.tid = BPF_CORE_READ(victim, pid);
+	bpf_core_read(record->header.comm, COMM_BYTES, &victim->comm);
+	record->kind = kind;
+	struct mm_struct *mm = BPF_CORE_READ(victim, mm);
+	record->file_pages = mm ? pages_of(mm, MM_FILEPAGES) : UNKNOWN_U64;
+	record->anon_pages = mm ? pages_of(mm, MM_ANONPAGES) : UNKNOWN_U64;
+	record->shmem_pages = mm ? pages_of(mm, MM_SHMEMPAGES) : UNKNOWN_U64;
+	record->virtual_pages = mm ? BPF_CORE_READ(mm, total_vm) : UNKNOWN_U64;
+	record->score_adjustment = BPF_CORE_READ(victim, signal, oom_score_adj);
+	record->_pad = 0;
+	struct css_set *set = BPF_CORE_READ(victim, cgroups);
+	struct cgroup_subsys_state *css = NULL;
+	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id))
+		bpf_probe_read_kernel(&css, sizeof(css),
+				      &set->subsys[bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) & 15]);
+	/* The part that all controllers share is the first of the memory controller's own. */
+	struct mem_cgroup *group = (void *)css;
+	record->usage_pages = group ? BPF_CORE_READ(group, memory.usage.counter) : UNKNOWN_U64;
+	record->limit_pages = group ? BPF_CORE_READ(group, memory.max) : UNKNOWN_U64;
+	bpf_ringbuf_submit(record, 0);
+}
+
 /* The task since 6.8 (72ba14deb40a), and in stable releases of older series; before, only its pid. */
 SEC("tp_btf/mark_victim")
 int BPF_PROG(mark_victim, struct task_struct *victim)
@@ -107,6 +162,10 @@ int BPF_PROG(mark_victim, struct task_struct *victim)
 	__u64 kind = stack->memcg_frames ? KIND_MEMCG : KIND_GLOBAL;
 	if (bytes <= 0 || !memcg.body->start)
 		kind = KIND_UNKNOWN;
-	count(task_cgroup_id(victim, memory_cgrp_id), kind);
+	__u64 cgroup_id = task_cgroup_id(victim, memory_cgrp_id);
+	if (want_metrics)
+		count(cgroup_id, kind);
+	if (want_events)
+		tell(ctx, victim, cgroup_id, kind);
 	return 0;
 }

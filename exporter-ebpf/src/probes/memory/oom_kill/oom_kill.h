@@ -29,4 +29,22 @@ struct oom_kill_range {
 };
 _Static_assert(sizeof(struct oom_kill_range) == 16, "Rust reads this layout");
 
+/* Pages, each UNKNOWN_U64 where the victim has given back its memory, or no memory controller is there. */
+struct oom_kill_record {
+	struct record_header header; /* the victim, with the stack of who found no memory */
+	__u64 kind;
+	__u64 file_pages;
+	__u64 anon_pages;
+	__u64 shmem_pages;
+	__u64 virtual_pages;
+	__u64 usage_pages; /* of the victim's memory cgroup */
+	__u64 limit_pages; /* of the same; at least PAGE_COUNTER_MAX without a limit */
+	__u32 trigger_tgid; /* who found no memory */
+	__u32 trigger_tid;
+	__u8 trigger_comm[COMM_BYTES];
+	__s32 score_adjustment;
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct oom_kill_record) == 416, "Rust reads this layout");
+
 #endif

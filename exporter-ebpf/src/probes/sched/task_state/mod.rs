@@ -2,13 +2,16 @@
 
 use crate::collect::{HistogramByContainer, other};
 use crate::error::ProbeError;
+use crate::features::Feature;
 use crate::hook::{Hook, iter, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, comm, view};
 use crate::scan::Scan;
 use kpulse_common::container::{CgroupId, Hierarchy, Identities};
 use kpulse_common::metric::{Label, MetricDef, Samples, Value};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +48,7 @@ const INTERVAL_FACTOR: u32 = 20;
 pub const PROBE: Probe = Probe {
     name: "task_state",
     object: bpf_object!("task_state"),
+    needs: &[Feature::RingBuffer],
     hooks: &[
         Hook::any(
             "sched_wakeup",
@@ -65,7 +69,14 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "cpu",
     sized_by_containers: &[("slept", 1), ("tasks", abi::STATES)],
+    thresholds: |thresholds| vec![thresholds.task_state.min_stuck],
     metrics: &[SLEPT, UNMEASURED, TASKS, HUNG],
+    events: &[EventDef {
+        kind: "task_stuck",
+        help: "A task slept uninterruptibly for long, or the kernel found it hung.",
+        decode,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, kernel| {
         let counter = kernel.has_hook("task").then(|| Scan::open(maps, "count_task")).transpose()?;
         let tasks = maps.table("tasks")?;
@@ -156,5 +167,49 @@ impl Tasks {
         let tasks = self.table.drain()?.into_iter().filter(|(_, tasks)| *tasks > 0).collect();
         let interval = (begin.elapsed() * INTERVAL_FACTOR).max(INTERVAL_MIN);
         Ok(Counted { until: Instant::now() + interval, tasks })
+    }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    /// Whether it sleeps still, and the kernel has found it hung: the value is how long it has slept by then.
+    is_hung: bool,
+    /// Who woke it; absent while it sleeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waker: Option<Waker>,
+}
+
+#[derive(Debug, Serialize)]
+struct Waker {
+    pid: u32,
+    tid: u32,
+    name: String,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::task_state_record = view(bytes)?;
+    let is_hung = record.is_hung != 0;
+    let waker = Waker { pid: record.other_tgid, tid: record.other_tid, name: comm(&record.other_comm) };
+    Decoded::new(Header::from(&record.header), &Body { is_hung, waker: (!is_hung).then_some(waker) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/task_stuck.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/task_stuck.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
     }
 }

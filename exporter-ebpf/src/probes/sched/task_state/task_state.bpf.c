@@ -8,6 +8,7 @@
 #include "compat.h"
 #include "cgroup.h"
 #include "by_cgroup.h"
+#include "ring.h"
 #include "task_since.h"
 #include "task_state.h"
 
@@ -56,12 +57,31 @@ static __always_inline void switched(bool preempt, __u32 state, __u32 tid)
 	}
 }
 
-static __always_inline void woke(__u64 cgroup_id, __u64 begin_ns)
+/* How long the task slept by now. CPUs' clocks may differ by a little: a sleep that ends before it began was none. */
+static __always_inline __u64 slept_since(__u64 begin_ns)
 {
-	/* CPUs' clocks may differ by a little: a sleep that ends before it began was none. */
 	__s64 slept_ns = bpf_ktime_get_ns() - begin_ns;
 
-	time_by_cgroup(&slept, &cgroup_id, slept_ns > 0 ? slept_ns : 1);
+	return slept_ns > 0 ? slept_ns : 1;
+}
+
+/* A record of a task that is not the current one; the current one wakes it, or has found it hung. */
+static __always_inline struct task_state_record *reserve(struct task_struct *task, __u64 cgroup_id, __u64 slept_ns)
+{
+	struct task_state_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_STUCK, slept_ns);
+
+	if (!record)
+		return NULL;
+	header_current_task(&record->header);
+	record->other_tgid = record->header.tgid;
+	record->other_tid = record->header.tid;
+	__builtin_memcpy(record->other_comm, record->header.comm, COMM_BYTES);
+	record->header.tgid = BPF_CORE_READ(task, tgid);
+	record->header.tid = BPF_CORE_READ(task, pid);
+	bpf_core_read(record->header.comm, COMM_BYTES, &task->comm);
+	record->is_hung = 0;
+	record->_pad = 0;
+	return record;
 }
 
 SEC("tp_btf/sched_switch")
@@ -76,8 +96,18 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 {
 	__u64 begin_ns = since_take(task->pid);
 
-	if (begin_ns)
-		woke(task_cgroup_id(task, cpu_cgrp_id), begin_ns);
+	if (!begin_ns)
+		return 0;
+	__u64 slept_ns = slept_since(begin_ns), cgroup_id = task_cgroup_id(task, cpu_cgrp_id);
+	if (want_metrics)
+		time_by_cgroup(&slept, &cgroup_id, slept_ns);
+	struct task_state_record *record =
+		may_tell(THRESHOLD_STUCK, slept_ns) ? reserve(task, cgroup_id, slept_ns) : NULL;
+	if (!record)
+		return 0;
+	/* It has not run yet, so its stack is still the one that it slept on. */
+	record->header.stack_bytes = bpf_get_task_stack(task, record->header.stack, sizeof(record->header.stack), 0);
+	bpf_ringbuf_submit(record, 0);
 	return 0;
 }
 
@@ -96,8 +126,16 @@ int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
 	struct task_struct *task = (void *)context->args[0];
 	__u64 begin_ns = since_take(BPF_CORE_READ(task, pid));
 
-	if (begin_ns)
-		woke(read_task_cgroup_id(task, cpu_cgrp_id), begin_ns);
+	if (!begin_ns)
+		return 0;
+	__u64 slept_ns = slept_since(begin_ns), cgroup_id = read_task_cgroup_id(task, cpu_cgrp_id);
+	if (want_metrics)
+		time_by_cgroup(&slept, &cgroup_id, slept_ns);
+	/* Without the task's stack, which a bare pointer is not enough for. */
+	struct task_state_record *record =
+		may_tell(THRESHOLD_STUCK, slept_ns) ? reserve(task, cgroup_id, slept_ns) : NULL;
+	if (record)
+		bpf_ringbuf_submit(record, 0);
 	return 0;
 }
 
@@ -110,9 +148,21 @@ static __always_inline int hung(void)
 	return 0;
 }
 
+/* It is told again when it wakes, with how long it slept in the end. */
 SEC("tp_btf/sched_process_hang")
-int BPF_PROG(sched_process_hang)
+int BPF_PROG(sched_process_hang, struct task_struct *task)
 {
+	__u64 begin_ns = since_peek(task->pid);
+	struct task_state_record *record = NULL;
+
+	if (want_events && begin_ns)
+		record = reserve(task, task_cgroup_id(task, cpu_cgrp_id), slept_since(begin_ns));
+	if (record) {
+		record->is_hung = 1;
+		record->header.stack_bytes =
+			bpf_get_task_stack(task, record->header.stack, sizeof(record->header.stack), 0);
+		bpf_ringbuf_submit(record, 0);
+	}
 	return hung();
 }
 

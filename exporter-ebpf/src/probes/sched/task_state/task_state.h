@@ -2,6 +2,7 @@
 #ifndef KPULSE_TASK_STATE_H
 #define KPULSE_TASK_STATE_H
 
+#include "record.h"
 #include "histogram.h"
 
 #define STATE_RUNNING 0
@@ -24,5 +25,18 @@ struct task_state_value {
 	__u64 displaced; /* tasks whose time in D state is not measured, since another's pid has the same low bits */
 };
 _Static_assert(sizeof(struct task_state_value) == 16, "Rust reads this layout");
+
+/* Threshold of the event policy. */
+#define THRESHOLD_STUCK 0
+
+struct task_state_record {
+	struct record_header header; /* the task that slept, and what it slept in */
+	__u32 other_tgid; /* who woke it, or found it hung */
+	__u32 other_tid;
+	__u8 other_comm[COMM_BYTES];
+	__u32 is_hung; /* 1 = it sleeps still */
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct task_state_record) == 360, "Rust reads this layout");
 
 #endif
