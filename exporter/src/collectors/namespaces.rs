@@ -130,10 +130,10 @@ impl<T> ByNamespace<T> {
             return Turn::Passed;
         };
         let of_host = Namespace::of_folder(host.net_folder());
-        let is_taken =
-            self.known.iter().any(|(other, known)| *other != id && known.namespace.inode == found.inode);
+        let is_found = |known: &Known<T>| known.namespace().is_some_and(|it| it.inode == found.inode);
+        let is_taken = self.known.iter().any(|(other, known)| *other != id && is_found(known));
         if is_taken || of_host.is_some_and(|host| host.inode == found.inode) {
-            self.known.remove(&id);
+            self.known.insert(id, Known::Shared(Instant::now()));
             return Turn::Passed;
         }
         // A process that ended meanwhile leaves what was read last.
