@@ -15,6 +15,11 @@ bench: ## measure what kpulse costs on this machine
 	@packaging/setup.sh build
 	@tests/overhead/run.sh
 
+soak: ## create and remove 10,000 containers under a scraped exporter (root needed)
+	@packaging/setup.sh build
+	cargo build --quiet --workspace
+	KPULSE_SOAK_CONTAINERS=$(or $(CONTAINERS),10000) cargo test --quiet -p kpulse-tests --test soak -- --nocapture
+
 lint: ## check format and lints only
 	@packaging/setup.sh test
 	@packaging/lint.sh
@@ -41,4 +46,4 @@ fresh: ## prove `make run` in a new Debian 12 (root and debootstrap needed)
 clean: ## remove what was built
 	cargo clean
 
-.PHONY: help run test bench lint format reference matrix fresh clean
+.PHONY: help run test bench soak lint format reference matrix fresh clean

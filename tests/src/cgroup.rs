@@ -16,11 +16,16 @@ pub struct Cgroup {
 impl Cgroup {
     /// A container's cgroup as docker names it; `number` makes the container id.
     pub fn container(controller: &'static str, number: u32) -> io::Result<Self> {
+        Self::named(controller, &Self::id(number))
+    }
+
+    /// The same for a container id, of 64 hexadecimal digits.
+    pub fn named(controller: &'static str, id: &str) -> io::Result<Self> {
         let hierarchies = Hierarchies::detect(&Paths::default());
         let hierarchy = hierarchies.of(controller);
         let mount =
             hierarchies.mount(hierarchy).ok_or_else(|| io::Error::other("no cgroup hierarchy is mounted"))?;
-        let path = mount.join("docker").join(Self::id(number));
+        let path = mount.join("docker").join(id);
         if hierarchy == Hierarchy::Unified {
             for parent in [mount.to_owned(), mount.join("docker")] {
                 fs::create_dir_all(&parent)?;
@@ -58,6 +63,11 @@ impl Cgroup {
     /// Moves the calling thread into it (v1), or the whole process (v2, which knows no single threads).
     pub fn enter(&self) -> io::Result<()> {
         fs::write(self.path.join(if self.is_v1() { "tasks" } else { "cgroup.procs" }), "0")
+    }
+
+    /// Removes it; an error while it has processes or cgroups below it.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir(&self.path)
     }
 
     /// Writes one of its files.
