@@ -52,6 +52,10 @@ fn a_container_that_wants_huge_pages_compacts_memory() {
     }
     let container = Cgroup::container("memory", 0xe1).expect("a cgroup can be made");
     let mut set = load(NAME, &wanting(Want::Metrics));
+    let mut options = wanting(Want::Events);
+    options.thresholds.compaction.min_duration = Duration::from_nanos(1);
+    let mut telling = load(NAME, &options);
+    let mut events = telling.take_events().expect("the rings open");
     let mut identities = identities();
     let begin = Instant::now();
     // Stalls of 5.10 may end with nothing tried; those that tried have looked at pages.
@@ -81,6 +85,13 @@ fn a_container_that_wants_huge_pages_compacts_memory() {
     // A stall that finds a zone good already has no attempt to measure.
     assert!(measured.count() > 0 && measured.count() <= stalls, "{} of {stalls} stalls", measured.count());
     assert!(measured.sum_ns > 0 && Duration::from_nanos(measured.sum_ns) < time);
+
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id())).collect();
+    assert_eq!(ours.len() as u64, measured.count(), "each call is told once");
+    assert!(ours.iter().any(|fact| fact.body["order"] == 9), "a huge page is 2^9 pages: {ours:?}");
+    assert!(ours.iter().all(|fact| fact.kind == "compaction" && !fact.kernel_stack.is_empty()));
+    assert_sum_closes(telling, &mut events, facts.len());
 }
 
 #[test]

@@ -8,6 +8,7 @@
 #include "probe.h"
 #include "cgroup.h"
 #include "histogram.h"
+#include "ring.h"
 #include "compaction.h"
 
 /* Tasks with a call that is not counted yet. Over the bound a call is not measured, and counted in `losses`. */
@@ -61,14 +62,30 @@ static __always_inline struct compaction_call *call_under_way(__u64 now_ns)
 	return call && now_ns - call->last_ns < CALL_GAP_U64 ? call : NULL;
 }
 
+static __always_inline void tell(void *context, struct compaction_call *call)
+{
+	struct compaction_record *record =
+		ring_reserve(sizeof(*record), call->cgroup_id, THRESHOLD_DURATION, call->sum_ns);
+
+	call->is_told = 1;
+	if (!record)
+		return;
+	header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	record->order = call->order;
+	record->_pad = 0;
+	bpf_ringbuf_submit(record, 0);
+}
+
 SEC("tp_btf/mm_compaction_try_to_compact_pages")
-int BPF_PROG(mm_compaction_try_to_compact_pages)
+int BPF_PROG(mm_compaction_try_to_compact_pages, int order)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 tid = bpf_get_current_pid_tgid(), zero = 0;
 	struct compaction_call call = {
 		.cgroup_id = read_task_cgroup_id(task, memory_cgrp_id),
 		.last_ns = bpf_ktime_get_ns(),
+		.order = order,
 	};
 	struct compaction_call *previous = bpf_map_lookup_elem(&calls, &tid);
 
@@ -107,5 +124,7 @@ int BPF_PROG(mm_compaction_end)
 	call->last_ns = bpf_ktime_get_ns();
 	call->sum_ns += call->last_ns - call->attempt_ns;
 	call->attempt_ns = 0;
+	if (!call->is_told && may_tell(THRESHOLD_DURATION, call->sum_ns))
+		tell(ctx, call);
 	return 0;
 }

@@ -14,7 +14,19 @@ struct compaction_call {
 	__u64 sum_ns; /* of the attempts that ended */
 	__u64 attempt_ns; /* begin of the attempt under way; 0 = none is */
 	__u64 last_ns; /* of whatever happened last */
+	__s32 order;
+	__u32 is_told; /* 1 = it has been an event */
 };
-_Static_assert(sizeof(struct compaction_call) == 32, "Rust reads this layout");
+_Static_assert(sizeof(struct compaction_call) == 40, "Rust reads this layout");
+
+/* Threshold of the event policy. */
+#define THRESHOLD_DURATION 0
+
+struct compaction_record {
+	struct record_header header; /* the task that allocates; its value is how long that has taken by then */
+	__s32 order;
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct compaction_record) == 336, "Rust reads this layout");
 
 #endif

@@ -3,12 +3,15 @@
 use crate::abi::histogram;
 use crate::collect::{ByContainer, Entry};
 use crate::error::ProbeError;
+use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, histogram_bound};
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 abi!("compaction");
@@ -28,6 +31,7 @@ const UNMEASURED: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "compaction",
     object: bpf_object!("compaction"),
+    needs: &[Feature::RingBuffer],
     hooks: &[
         Hook::any(
             "mm_compaction_try_to_compact_pages",
@@ -38,7 +42,14 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "memory",
     sized_by_containers: &[("duration", 1)],
+    thresholds: |thresholds| vec![thresholds.compaction.min_duration],
     metrics: &[DURATION, UNMEASURED],
+    events: &[EventDef {
+        kind: "compaction",
+        help: "An allocation had to move other pages out of the way itself, and that took long.",
+        decode,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, kernel| {
         let duration: Table<u64, histogram> = maps.table("duration")?;
         // Holds what finds no room later.
@@ -119,9 +130,37 @@ fn monotonic_ns() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    /// The allocation was for 2^order pages.
+    order: i32,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::compaction_record = view(bytes)?;
+    Decoded::new(Header::from(&record.header), &Body { order: record.order })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/compaction.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/compaction.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+        assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
 
     #[test]
     fn a_duration_falls_into_the_slot_that_its_bound_ends() {
