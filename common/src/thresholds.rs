@@ -26,8 +26,6 @@ pub struct Thresholds {
     pub compaction: Compaction,
     /// Tasks in uninterruptible sleep.
     pub task_state: TaskState,
-    /// The log of XFS.
-    pub xfs_log: XfsLog,
     /// How many events of one kind each cgroup may send.
     pub rate_limit: RateLimit,
 }
@@ -153,21 +151,6 @@ pub struct TaskState {
 impl Default for TaskState {
     fn default() -> Self {
         Self { min_stuck: Duration::from_secs(1) }
-    }
-}
-
-/// Thresholds of the probe `xfs_log`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct XfsLog {
-    /// One wait for the log: 100 ms is felt by whoever writes or syncs a file.
-    #[serde(with = "humantime_serde")]
-    pub min_wait: Duration,
-}
-
-impl Default for XfsLog {
-    fn default() -> Self {
-        Self { min_wait: Duration::from_millis(100) }
     }
 }
 

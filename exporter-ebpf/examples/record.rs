@@ -27,7 +27,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     options.thresholds.soft_lockup.min_duration = shortest;
     options.thresholds.compaction.min_duration = shortest;
     options.thresholds.task_state.min_stuck = shortest;
-    options.thresholds.xfs_log.min_wait = shortest;
     let mut set = ProbeSet::load(&[probe], &options);
     if let Some(status) = set.status().iter().find(|status| status.state != ProbeState::Active) {
         return Err(status.state.to_string().into());
