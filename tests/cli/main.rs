@@ -8,5 +8,6 @@ mod exporter_serves;
 mod exporter_web;
 mod gateway;
 mod gateway_events;
+mod gateway_rules;
 mod profiler;
 mod prometheus;

@@ -1,0 +1,74 @@
+//! Thresholds of single containers, and thresholds that change while the gateway runs.
+
+use crate::gateway::Gateway;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::load;
+use kpulse_tests::process::{Service, run};
+use kpulse_tests::{http, is_root, skip, until};
+use serde_json::Value;
+use std::fs;
+use std::time::Duration;
+
+const SLEEP: Duration = Duration::from_millis(100);
+const NOBODY: &str = "thresholds: {task_state: {min_stuck: 1h}}\n";
+
+/// Events of tasks that were stuck in the container.
+fn told(api: &str, id: &str) -> usize {
+    let body = http::get(api, "/api/v1/events?since=1m&kind=task_stuck&limit=1000", "").body;
+    let events: Vec<Value> = serde_json::from_str(&body).unwrap();
+    events.iter().filter(|event| event["container"]["id"] == id).count()
+}
+
+#[test]
+fn a_container_has_its_own_threshold_until_the_configuration_takes_it_back() {
+    if !is_root() {
+        skip("a_container_has_its_own_threshold", "needs root");
+        return;
+    }
+    let number = 0xe801;
+    let (id, container) = (Cgroup::id(number), Cgroup::container("cpu", number).unwrap());
+    let gateway = Gateway::new();
+    let file = gateway.state.path().join("gateway.yaml");
+    let own = format!(
+        "{NOBODY}overrides: {{slow: {{container: {id:?}, thresholds: {{task_state: {{min_stuck: 50ms}}}}}}}}\n"
+    );
+    fs::write(&file, own).unwrap();
+    let mut service = Service::start(gateway.command("run").arg("--config.file").arg(&file));
+    let api = service.logged("message=listening", "api");
+    service.line("message=ready");
+    let sleep = || {
+        let (_, went_well) = load::in_child(Some(&container), || load::sleep_uninterruptibly(SLEEP));
+        assert!(went_well);
+    };
+    until("event of the container", || {
+        sleep();
+        (told(&api, &id) > 0).then_some(())
+    });
+
+    fs::write(&file, NOBODY).unwrap();
+    service.signal(libc::SIGHUP);
+    service.line("the configuration was read again");
+    until("silence", || {
+        let before = told(&api, &id);
+        (0..3).for_each(|_| sleep());
+        (told(&api, &id) == before).then_some(())
+    });
+    assert_eq!(service.stop(), Some(0), "{}", service.stderr());
+}
+
+#[test]
+fn an_override_that_cannot_be_used_is_refused_by_its_name() {
+    let gateway = Gateway::new();
+    let file = gateway.state.path().join("gateway.yaml");
+    for (own, why) in [
+        ("{}", "name one"),
+        ("{container: a, cgroup: /b}", "name one"),
+        ("{cgroup: /b, thresholds: {task_stat: {}}}", "task_stat"),
+        ("{cgroup: /b, thresholds: {task_state: {min_stuck: soon}}}", "thresholds"),
+    ] {
+        fs::write(&file, format!("overrides: {{mine: {own}}}\n")).unwrap();
+        let ended = run(gateway.command("run").arg("--config.file").arg(&file));
+        assert_eq!(ended.code, Some(2), "{own}: {}", ended.stderr);
+        assert!(ended.stderr.contains("overrides.mine") && ended.stderr.contains(why), "{}", ended.stderr);
+    }
+}
