@@ -45,6 +45,25 @@ const EXPIRED: MetricDef = MetricDef::counter(
     "Stored events that retention removed.",
     &[Label::Named("reason")],
 );
+const PROCESS_RECORDS: MetricDef = MetricDef::counter(
+    "kpulse_process_records_total",
+    "Beginnings and ends of processes that the kernel told, to name the process of an event.",
+    &[],
+);
+const PROCESS_RECORDS_LOST: MetricDef = MetricDef::counter(
+    "kpulse_process_records_lost_total",
+    "Beginnings and ends of processes that did not arrive, by reason.",
+    &[Label::Named("reason")],
+);
+const PROCESSES: MetricDef =
+    MetricDef::gauge("kpulse_process_cache_entries", "Programs of processes that are remembered.", &[]);
+const PROCESS_BYTES: MetricDef =
+    MetricDef::gauge("kpulse_process_cache_bytes", "Size of the programs that are remembered.", &[]);
+const PROCESSES_DISPLACED: MetricDef = MetricDef::counter(
+    "kpulse_process_cache_displaced_total",
+    "Programs that were forgotten within five minutes of their end, since there were too many.",
+    &[],
+);
 
 /// Adds the pipeline's own families.
 pub fn pipeline(spool: &Spool, tally: &Tally, sink: &str, out: &mut Samples) {
@@ -71,5 +90,14 @@ pub fn pipeline(spool: &Spool, tally: &Tally, sink: &str, out: &mut Samples) {
     out.count(&RETRIES, &[sink], counts.retries);
     for (reason, count) in counts.expired {
         out.count(&EXPIRED, &[reason], count);
+    }
+    if let Some(processes) = &counts.processes {
+        out.count(&PROCESS_RECORDS, &[], processes.records);
+        for (reason, count) in &processes.losses {
+            out.count(&PROCESS_RECORDS_LOST, &[reason], *count);
+        }
+        out.count(&PROCESSES, &[], processes.depth.entries as u64);
+        out.count(&PROCESS_BYTES, &[], processes.depth.bytes as u64);
+        out.count(&PROCESSES_DISPLACED, &[], processes.depth.displaced);
     }
 }

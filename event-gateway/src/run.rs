@@ -1,7 +1,7 @@
 //! `kpulse-event-gateway run`: the whole gateway in one process, with the embedded store.
 
 use crate::config::{Config, event_probes};
-use crate::enrich::Enrich;
+use crate::enrich::{Enrich, Lives};
 use crate::pipeline::Pipeline;
 use crate::policies::Keeper;
 use crate::ring::Ring;
@@ -26,6 +26,9 @@ use tokio::sync::{oneshot, watch};
 
 /// The probes; `None` until they are loaded, and again once they are detached.
 type Probes = Arc<Mutex<Option<ProbeSet>>>;
+
+/// What comes out of the kernel: events, and what names the processes in them.
+type Records = (Option<Box<dyn Ring>>, Option<Box<dyn Lives>>);
 
 /// What the endpoints show.
 struct Shared {
@@ -76,11 +79,11 @@ async fn serve(
     });
 
     let loading = load(&config, &shared.probes)?;
-    let ring = tokio::select! {
-        ring = loading => ring.context("the probes could not be loaded")?,
+    let (ring, lives) = tokio::select! {
+        records = loading => records.context("the probes could not be loaded")?,
         () = shutdown.wait() => return Ok(()),
     };
-    let enrich = Enrich::new(&config.path, config.labels.clone());
+    let enrich = Enrich::new(&config.path, config.labels.clone()).with_lives(lives);
     let pipeline = Pipeline::start(ring, enrich, &shared.spool, sink, &shared.tally)?;
     cli::notify_ready();
     let active = shared.with_probes(active_probes).unwrap_or(0);
@@ -134,7 +137,7 @@ async fn answer(
 }
 
 /// Loads the probes on a thread of their own, which a shutdown need not wait for.
-fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Option<Box<dyn Ring>>>> {
+fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Records>> {
     let (loaded, loading) = oneshot::channel();
     let (options, probes) = (config.load_options(), probes.clone());
     let load = move || {
@@ -146,9 +149,14 @@ fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Option<Box
                 None
             }
         };
+        let lives = set.take_lives().unwrap_or_else(|error| {
+            tracing::error!("processes that are gone will have no names: {error}");
+            None
+        });
+        let lives = lives.map(|lives| Box::new(lives) as Box<dyn Lives>);
         *probes.lock().unwrap_or_else(PoisonError::into_inner) = Some(set);
         // A receiver that is gone means the process is ending.
-        let _ = loaded.send(ring);
+        let _ = loaded.send((ring, lives));
     };
     std::thread::Builder::new()
         .name("load".to_owned())

@@ -3,6 +3,7 @@
 //! What a probe produced in the kernel = stored + waiting + each kind of loss. The kernel's own counts are totals
 //! that the ring thread reads; the rest is counted here, where it happens.
 
+use crate::enrich::ProcessCounts;
 use kpulse_common::metric::{HISTOGRAM_BOUNDS, Histogram, histogram_bound};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,8 @@ pub struct Counts {
     pub sink_error: Option<String>,
     /// Taken from the spool and not yet acknowledged.
     pub in_flight: u64,
+    /// What became of the records of processes; `None` when there are none here.
+    pub processes: Option<ProcessCounts>,
 }
 
 /// The counts, shared by the threads of the pipeline.

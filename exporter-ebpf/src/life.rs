@@ -6,7 +6,7 @@ use crate::error::ProbeError;
 use crate::loader::ProbeSet;
 use crate::maps::Maps;
 use aya::maps::{MapData, RingBuf};
-use kpulse_common::container::{CgroupId, Hierarchy};
+use kpulse_common::container::Hierarchy;
 
 /// Records taken in one go; the ring holds fewer than this of full length.
 const DRAIN_MAX: usize = 8_192;
@@ -113,9 +113,9 @@ impl LifeStream {
         }
     }
 
-    /// The cgroup that an id of this stream stands for.
-    pub fn cgroup(&self, id: u64) -> CgroupId {
-        CgroupId { hierarchy: self.hierarchy, id }
+    /// The hierarchy that ids of cgroups belong to.
+    pub fn hierarchy(&self) -> Hierarchy {
+        self.hierarchy
     }
 
     /// Records that were lost since the probe attached, by reason.

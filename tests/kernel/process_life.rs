@@ -51,7 +51,7 @@ fn a_process_is_told_that_is_gone_with_its_container_before_anyone_looks() {
     let command_line = text(&format!("/bin/sh -c {script}"));
     assert_eq!(exec.change, Change::Exec { executable: text("/bin/sh"), command_line });
     assert_eq!((exec.name.as_str(), exec.cgroup_id), ("sh", Some(cgroup_id.id)));
-    assert_eq!(stream.cgroup(cgroup_id.id), cgroup_id);
+    assert_eq!(stream.hierarchy(), cgroup_id.hierarchy);
     let last = told.last().expect("the end is told");
     assert_eq!(last.change, Change::Exit { forked_from: None });
     assert_eq!(last.process, exec.process);

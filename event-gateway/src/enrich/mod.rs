@@ -4,20 +4,24 @@
 //! without that field, never dropped.
 
 mod host;
+mod past;
 mod process;
+
+pub use process::{Counts as ProcessCounts, Lives};
 
 use crate::spool::Document;
 use kpulse_common::clock::Clock;
-use kpulse_common::container::{ContainerIdentity, Identities};
+use kpulse_common::container::{CgroupId, ContainerIdentity, Identities, parse_container};
 use kpulse_common::event::{
     Cgroup, Container, Event, Host, Kpulse, Kubernetes, Named, Orchestrator, Pod, Process, SCHEMA_VERSION,
     Stack, Thread,
 };
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::Fact;
-use process::Processes;
+use process::{Known, Processes};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Turns facts into documents.
@@ -41,6 +45,25 @@ impl Enrich {
         }
     }
 
+    /// From now on processes that are gone have names too.
+    #[must_use]
+    pub fn with_lives(mut self, lives: Option<Box<dyn Lives>>) -> Self {
+        if let Some(lives) = lives {
+            self.processes.follow(lives);
+        }
+        self
+    }
+
+    /// Takes in what is told of processes, whether or not there are events: its ring must not fill up.
+    pub fn catch_up(&mut self) {
+        self.processes.catch_up();
+    }
+
+    /// What became of the records of processes; `None` when there are none here.
+    pub fn process_counts(&self) -> Option<ProcessCounts> {
+        self.processes.counts()
+    }
+
     /// The encoded event.
     pub fn document(&mut self, fact: Fact) -> Document {
         let time = self.clock.wall(fact.boot_ns);
@@ -61,9 +84,11 @@ impl Enrich {
     }
 
     fn event(&mut self, fact: Fact, time: SystemTime) -> Event {
-        let container = fact.cgroup.and_then(|cgroup| self.identities.container(cgroup));
         // Pid 0 is the idle task, or no task at all.
-        let process = (fact.pid != 0).then(|| self.process(&fact));
+        let known = (fact.pid != 0).then(|| self.processes.find(fact.pid, fact.boot_ns));
+        let of_process = known.as_ref().and_then(|known| known.as_ref()?.cgroup);
+        let container = self.container(fact.cgroup, of_process);
+        let process = known.map(|known| process(&fact, known));
         let kind = fact.kind;
         let mut event = Event::new(time, self.host.clone(), kind, self.kpulse(fact));
         event.labels.clone_from(&self.labels);
@@ -74,25 +99,37 @@ impl Enrich {
         event
     }
 
-    fn process(&mut self, fact: &Fact) -> Process {
-        let known = self.processes.find(fact.pid, fact.boot_ns);
-        let comm = Some(fact.comm.clone()).filter(|comm| !comm.is_empty());
-        let name = known.as_ref().and_then(|known| known.name.clone());
-        Process {
-            pid: fact.pid,
-            // A process has the name of its first thread, so that is known even when the process is gone.
-            name: name.or_else(|| comm.clone().filter(|_| fact.pid == fact.tid)),
-            executable: known.as_ref().and_then(|known| known.executable.clone()),
-            command_line: known.as_ref().and_then(|known| known.command_line.clone()),
-            thread: Thread { id: fact.tid, name: comm },
+    /// The container of a fact, also of one that came and went unseen. Where the cgroup is not known, or was in another
+    /// hierarchy than the records tell of and is gone, it is the container of the process.
+    fn container(
+        &mut self,
+        cgroup: Option<CgroupId>,
+        of_process: Option<CgroupId>,
+    ) -> Option<Arc<ContainerIdentity>> {
+        let other =
+            of_process.filter(|other| cgroup.is_none_or(|cgroup| cgroup.hierarchy != other.hierarchy));
+        for cgroup in [cgroup, other].into_iter().flatten() {
+            if self.identities.path(cgroup).is_some() {
+                return self.identities.container(cgroup);
+            }
+            if let Some((path, _)) = self.processes.cgroup_path(cgroup) {
+                return parse_container(&path).map(Arc::new);
+            }
         }
+        None
+    }
+
+    fn path(&mut self, cgroup: CgroupId) -> Option<Arc<str>> {
+        let told =
+            || self.processes.cgroup_path(cgroup).and_then(|(path, is_whole)| is_whole.then_some(path));
+        self.identities.path(cgroup).or_else(told)
     }
 
     fn kpulse(&mut self, fact: Fact) -> Kpulse {
         let cgroup = fact.cgroup.map(|cgroup| Cgroup {
             id: cgroup.id,
             hierarchy: cgroup.hierarchy.name().to_owned(),
-            path: self.identities.path(cgroup).map(|path| path.to_string()),
+            path: self.path(cgroup).map(|path| path.to_string()),
         });
         let has_stack = !fact.kernel_stack.is_empty() || !fact.user_stack.is_empty();
         Kpulse {
@@ -106,6 +143,20 @@ impl Enrich {
             stack: has_stack.then_some(Stack { kernel: fact.kernel_stack, user: fact.user_stack }),
             body: BTreeMap::from([(fact.kind.to_owned(), body(fact.body))]),
         }
+    }
+}
+
+fn process(fact: &Fact, known: Option<Known>) -> Process {
+    let comm = Some(fact.comm.clone()).filter(|comm| !comm.is_empty());
+    let (name, executable, command_line) =
+        known.map(|known| (known.name, known.executable, known.command_line)).unwrap_or_default();
+    Process {
+        pid: fact.pid,
+        // A process has the name of its first thread, so that is known even when nothing else is.
+        name: name.or_else(|| comm.clone().filter(|_| fact.pid == fact.tid)),
+        executable,
+        command_line,
+        thread: Thread { id: fact.tid, name: comm },
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use kpulse_common::clock::boot_ns;
 use kpulse_common::container::{CgroupId, Hierarchy};
+use kpulse_exporter_ebpf::life::{Change, Life, ProcessId};
 use serde_json::json;
 
 const ID: &str = "0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c8d9eafb";
@@ -95,4 +96,49 @@ fn a_container_is_named_by_its_cgroup() {
 fn a_body_that_is_no_object_is_kept() {
     assert_eq!(Value::Object(body(json!(7))), json!({"value": 7}));
     assert_eq!(Value::Object(body(Value::Null)), json!({}));
+}
+
+/// A container that is there for its process only, in the hierarchy of the records and in another.
+#[test]
+fn a_container_that_came_and_went_unseen_is_named_by_what_the_records_told() {
+    struct Told(Vec<Life>);
+    impl Lives for Told {
+        fn drain(&mut self, each: &mut dyn FnMut(Life)) {
+            self.0.drain(..).for_each(each);
+        }
+        fn hierarchy(&self) -> Hierarchy {
+            Hierarchy::Unified
+        }
+        fn losses(&self) -> Vec<(&'static str, u64)> {
+            Vec::new()
+        }
+    }
+    let begin = boot_ns();
+    let process = ProcessId { pid: u32::MAX, start_ns: begin };
+    let life = |change| Life {
+        process,
+        boot_ns: begin + 1,
+        name: "job".to_owned(),
+        cgroup_id: Some(u64::MAX),
+        change,
+    };
+    let path = format!("/kubepods/pod{POD}/{ID}");
+    let command_line = Some("job --once".to_owned());
+    let told = vec![
+        life(Change::Cgroup { path: path.clone(), is_whole: true }),
+        life(Change::Exec { executable: Some("/bin/job".to_owned()), command_line }),
+        Life { boot_ns: begin + 3, ..life(Change::Exit { forked_from: None }) },
+    ];
+    let mut enrich = enrich().with_lives(Some(Box::new(Told(told))));
+    let known = CgroupId { hierarchy: Hierarchy::Unified, id: u64::MAX };
+    let elsewhere = CgroupId { hierarchy: Hierarchy::V1("memory"), id: 7 };
+    for (cgroup, has_path) in [(Some(known), true), (Some(elsewhere), false), (None, false)] {
+        let event = decode(&enrich.document(Fact { pid: u32::MAX, boot_ns: begin + 2, cgroup, ..fact() }));
+        assert_eq!(event["container"]["id"], ID, "{event}");
+        assert_eq!(event["kubernetes"]["pod"]["uid"], POD);
+        assert_eq!(event["process"]["name"], "job");
+        assert_eq!(event["process"]["executable"], "/bin/job");
+        assert_eq!(event["process"]["command_line"], "job --once");
+        assert_eq!(event.pointer("/kpulse/cgroup/path").is_some(), has_path, "{event}");
+    }
 }

@@ -54,14 +54,20 @@ pub fn read(ring: &mut dyn Ring, enrich: &mut Enrich, spool: &Spool, tally: &Tal
             std::thread::sleep(WAIT);
         }
         drain(ring, enrich, spool, tally);
+        enrich.catch_up();
         if counted_at.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
             counted_at = Some(Instant::now());
-            tally.in_kernel(&ring.produced(), &ring.losses());
+            count(ring, enrich, tally);
         }
     }
     let deadline = Instant::now() + DRAIN_MAX;
     while drain(ring, enrich, spool, tally) > 0 && Instant::now() < deadline {}
+    count(ring, enrich, tally);
+}
+
+fn count(ring: &mut dyn Ring, enrich: &Enrich, tally: &Tally) {
     tally.in_kernel(&ring.produced(), &ring.losses());
+    tally.update(|counts| counts.processes = enrich.process_counts());
 }
 
 /// One bounded round over all rings; how many records there were.
