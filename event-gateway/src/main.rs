@@ -5,10 +5,13 @@ mod check;
 mod config;
 mod enrich;
 mod events;
+mod import;
+mod keys;
 mod metrics;
 mod page;
 mod pipeline;
 mod policies;
+mod query;
 mod ring;
 mod route;
 mod row;
@@ -42,6 +45,8 @@ enum Command {
     Run(RunFlags),
     /// Print events that are kept.
     Events(events::EventsFlags),
+    /// Take over events that `events -o json` printed, here or on another machine.
+    Import(import::ImportFlags),
     /// Attach the probes once and say which of them work here.
     Check,
     /// Print the JSON Schema of an event.
@@ -85,7 +90,8 @@ fn start() -> Result<()> {
     let line = CommandLine::from_arg_matches(&matches).map_err(|error| cli::Usage(error.to_string()))?;
     match line.command {
         Command::Run(flags) => run::run(&line.common, &flags.overrides()),
-        Command::Events(flags) => events::run(flags),
+        Command::Events(flags) => events::run(&flags),
+        Command::Import(flags) => import::run(&flags),
         Command::Check => {
             let config = Config::load(&line.common, Vec::new())?;
             logging::init(config.log.level, config.log.format)?;

@@ -133,7 +133,7 @@ fn a_wrong_flag_or_variable_is_one_sentence_and_code_2() {
     refused(&variable, 2, &["KPULSE_GATEWAY__OUTPUT__QUEUE__MAX_EVENT", "`output.queue.max_events`"]);
     refused(&run(&mut gateway.command("rnu")), 2, &["rnu"]);
     refused(&run(gateway.command("events").arg("--since=yesterday")), 2, &["--since", "yesterday", "5m"]);
-    refused(&run(gateway.command("events").arg("--pid=x")), 2, &["--pid"]);
+    refused(&run(gateway.command("events").arg("--process=-1")), 2, &["--process", "-1"]);
 }
 
 #[test]

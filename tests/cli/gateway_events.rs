@@ -1,9 +1,11 @@
 //! What kpulse-event-gateway tells: real facts of this kernel, from the ring to the reader.
 
 use crate::gateway::{Gateway, SmallDisk};
+use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::{http, is_root, skip, until};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -50,6 +52,11 @@ impl Running {
 
 fn is_drop_at(event: &Value, port: u16) -> bool {
     event["kpulse"]["packet_drop"]["destination"]["port"] == port
+}
+
+/// One document a line.
+fn documents(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The sum of a family's series of one probe.
@@ -124,13 +131,162 @@ fn the_store_answers_after_the_end(gateway: &Gateway, port: u16) {
     assert_eq!(files, ["events.db"], "SQLite's side files are left behind");
     let json = run(gateway.command("events").args(["-o", "json", "--kind", "packet_drop"]));
     assert_eq!(json.code, Some(0), "{}", json.stderr);
-    let events: Vec<Value> = serde_json::from_str(&json.stdout).unwrap();
+    let events = documents(&json.stdout);
     assert_eq!(events.iter().filter(|event| is_drop_at(event, port)).count(), 3);
     let table = run(&mut gateway.command("events"));
     let rows = table.stdout.lines().filter(|line| line.contains(&format!("destination.port={port}"))).count();
     assert_eq!(rows, 3, "{}", table.stdout);
     let none = run(gateway.command("events").args(["-o", "json", "--kind", "no_such_kind"]));
-    assert_eq!((none.code, none.stdout.as_str()), (Some(0), "[]\n"));
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""));
+}
+
+/// A container that is gone with its process before its event can be read: 10 ms is far less than a look takes.
+#[test]
+fn a_short_process_of_a_removed_container_is_named_whole() {
+    if !is_root() {
+        return skip("a_short_process_of_a_removed_container", "needs root");
+    }
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    if !running.tells_drops("a_short_process_of_a_removed_container") {
+        return;
+    }
+    let (port, id) =
+        (UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(), Cgroup::id(0x10ca1));
+    let container = Cgroup::container("cpu", 0x10ca1).unwrap();
+    let procs = container.path().join("cgroup.procs");
+    // bash sends a datagram by itself, so the process that sends is the one that is named.
+    let sends = format!("echo kpulse >/dev/udp/127.0.0.1/{port}");
+    let mut command = Command::new("/bin/bash");
+    command.args([
+        "-c",
+        "echo 0 >\"$0\" && exec /bin/bash -c \"$1\" sender",
+        procs.to_str().unwrap(),
+        &sends,
+    ]);
+    let mut child = command.spawn().unwrap();
+    let pid = child.id();
+    assert!(child.wait().unwrap().success());
+    container.remove().unwrap();
+    let event = until("event of the drop", || running.drops(port).pop());
+    assert_eq!(event["process"]["pid"], pid, "{event}");
+    assert_eq!(event["process"]["name"], "bash", "{event}");
+    assert_eq!(event["process"]["executable"], "/bin/bash", "{event}");
+    assert_eq!(event["process"]["command_line"], format!("/bin/bash -c {sends} sender"), "{event}");
+    assert_eq!(event["container"]["id"], id, "{event}");
+    let metrics = running.metrics();
+    assert!(metrics.contains("kpulse_process_records_lost_total{reason=\"ring_full\"} 0\n"), "{metrics}");
+    assert!(
+        !metrics.contains("kpulse_events_produced_total{probe=\"process_life\"}"),
+        "no events: {metrics}"
+    );
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+/// A document as `events -o json` prints it, so many minutes ago.
+fn exported(number: u32, minutes: u64) -> String {
+    let time = std::time::SystemTime::now() - Duration::from_secs(60 * minutes);
+    let event = serde_json::json!({
+        "@timestamp": kpulse_common::clock::rfc3339(time), "ecs": {"version": "8.17"},
+        "event": {"id": format!("id-{number}"), "kind": "event", "module": "kpulse", "dataset": "kpulse.events",
+            "action": if number % 2 == 0 { "packet_drop" } else { "runqueue_delay" }},
+        "host": {}, "container": {"id": format!("{number:064x}"), "name": format!("web-{number}")},
+        "process": {"pid": number, "name": "nginx", "thread": {"id": number}},
+        "orchestrator": {"type": "kubernetes"}, "kubernetes": {"pod": {"name": format!("shop-{number}")}},
+        "kpulse": {"schema": 1, "probe": "x", "cpu": 0, "suppressed": 0, "stack": {"kernel": [format!("f{number}")]},
+            "packet_drop": {}},
+    });
+    event.to_string()
+}
+
+#[test]
+fn what_is_exported_is_imported_once_and_found_by_every_condition() {
+    let (gateway, other) = (Gateway::new(), Gateway::new());
+    let lines: Vec<String> = (1..=5).map(|number| exported(number, 10 - u64::from(number))).collect();
+    let file = gateway.state.path().join("export.ndjson");
+    std::fs::write(&file, lines.join("\n") + "\n").unwrap();
+    let stored = run(gateway.command("import").arg(&file));
+    assert_eq!(
+        (stored.code, &*stored.stdout),
+        (Some(0), "5 events stored, 0 were there already\n"),
+        "{}",
+        stored.stderr
+    );
+    let export = |gateway: &Gateway, arguments: &[&str]| {
+        let out = run(gateway.command("events").args(["-o", "json"]).args(arguments));
+        assert_eq!((out.code, &*out.stderr), (Some(0), ""), "{arguments:?}");
+        out.stdout
+    };
+    assert_eq!(export(&gateway, &["--since", "1h"]), lines.join("\n") + "\n");
+    for (arguments, numbers) in [
+        (&["--since", "450s"][..], &[3, 4, 5][..]),
+        (&["--since", "1h", "--until", "450s"], &[1, 2]),
+        (&["--since", "1h", "--kind", "packet_drop"], &[2, 4]),
+        (&["--since", "1h", "--container", "web-3"], &[3]),
+        (&["--since", "1h", "--container", &format!("{:064x}", 4)], &[4]),
+        (&["--since", "1h", "--pod", "shop-5"], &[5]),
+        (&["--since", "1h", "--process", "2"], &[2]),
+        (&["--since", "1h", "--process", "nginx", "--limit", "2"], &[4, 5]),
+        (&["--since", "1h", "--stack", "f3"], &[3]),
+    ] {
+        let expected: String =
+            numbers.iter().map(|number: &usize| lines[number - 1].clone() + "\n").collect();
+        assert_eq!(export(&gateway, arguments), expected, "{arguments:?}");
+    }
+    let again = run(gateway.command("import").arg(&file));
+    assert_eq!(&*again.stdout, "0 events stored, 5 were there already\n");
+    // A pipe into another store, whose fourth line is broken.
+    let mut broken = lines.clone();
+    broken[3] = "{\"no\": \"event\"}".to_owned();
+    std::fs::write(&file, broken.join("\n")).unwrap();
+    let refused = run(other.command("import").arg("-").stdin(std::fs::File::open(&file).unwrap()));
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains("line 4: it is not an event"), "{}", refused.stderr);
+    assert_eq!(refused.stderr.lines().count(), 1, "one sentence: {}", refused.stderr);
+    assert_eq!(refused.stdout, "3 events stored, 0 were there already\n");
+    assert_eq!(export(&other, &["--since", "1h"]), lines[..3].join("\n") + "\n");
+}
+
+#[test]
+fn events_are_followed_as_they_come() {
+    let gateway = Gateway::new();
+    let import = |number| {
+        let file = gateway.state.path().join("export.ndjson");
+        std::fs::write(&file, exported(number, 1)).unwrap();
+        assert_eq!(run(gateway.command("import").arg(&file)).code, Some(0));
+    };
+    import(1);
+    let mut command = gateway.command("events");
+    command.args(["--follow", "-o", "json", "--process", "nginx"]).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(next()["event"]["id"], "id-1");
+    for number in 2..5 {
+        import(number);
+        assert_eq!(next()["event"]["id"], format!("id-{number}"));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_is_wrong_usage() {
+    let gateway = Gateway::new();
+    let long = "x".repeat(300);
+    for (arguments, word) in [
+        (&["--since", "yesterday"][..], "--since"),
+        (&["--since", "1m", "--until", "2m"], "--until"),
+        (&["--process", "4294967296"], "--process"),
+        (&["--stack", &long], "--stack"),
+        (&["--kind", ""], "--kind"),
+        (&["--limit", "0"], "--limit"),
+        (&["--follow", "--until", "1m"], "--until"),
+    ] {
+        let refused = run(gateway.command("events").args(arguments));
+        assert_eq!(refused.code, Some(2), "{arguments:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(word), "{arguments:?}: {}", refused.stderr);
+    }
 }
 
 #[test]
@@ -146,7 +302,7 @@ fn a_killed_gateway_has_lost_nothing_that_could_be_read() {
     running.service.wait();
     let json = run(gateway.command("events").args(["-o", "json", "--kind", "packet_drop"]));
     assert_eq!(json.code, Some(0), "{}", json.stderr);
-    let events: Vec<Value> = serde_json::from_str(&json.stdout).unwrap();
+    let events = documents(&json.stdout);
     assert_eq!(events.iter().filter(|event| is_drop_at(event, port)).count(), 3);
     let mut again = Running::start(&mut gateway.command("run"));
     assert_eq!(again.drops(port).len(), 3);

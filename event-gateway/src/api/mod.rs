@@ -3,10 +3,9 @@
 //! Only for this machine: the address is a loopback address, and a request must name it as such, since a web page
 //! of another origin can point its own name at 127.0.0.1.
 
-pub mod since;
-
 use crate::page;
-use crate::sink::local::{Query, Reader};
+use crate::query::Query;
+use crate::sink::local::Reader;
 use kpulse_common::http::{Handler, Request, Response, html, text, typed};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -55,27 +54,21 @@ fn json_array(newest_first: &[String]) -> Response {
 
 fn query(request: &Request) -> Result<Query, String> {
     let mut query = Query { limit: LIMIT_DEFAULT, ..Query::default() };
-    for (name, value) in request.query.iter().filter(|(_, value)| !value.is_empty()) {
-        match name.as_str() {
-            "since" => query.since = Some(since::parse(value)?),
-            "kind" => query.kind = Some(value.clone()),
-            "container" => query.container = Some(value.clone()),
-            "pid" => {
-                query.pid = Some(value.parse().map_err(|_| format!("pid is not a process id: {value:?}"))?);
-            }
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
-                query.limit =
-                    limit.ok_or_else(|| format!("limit must be from 1 to {LIMIT_MAX}: {value:?}"))?;
-            }
-            other => {
-                return Err(format!(
-                    "unknown parameter {other:?}; there are since, kind, container, pid and limit"
-                ));
-            }
+    for (name, value) in &request.query {
+        if name == "limit" {
+            query.limit = limit(value)?;
+            continue;
         }
+        query.set(name, value).unwrap_or_else(|| {
+            Err(format!("unknown parameter {name:?}; there are {} and limit", Query::NAMES.join(", ")))
+        })?;
     }
     Ok(query)
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    limit.ok_or_else(|| format!("limit must be from 1 to {LIMIT_MAX}: {text:?}"))
 }
 
 /// Whether the client calls this server by a loopback name; HTTP/1.0 sends none.

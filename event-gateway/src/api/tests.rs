@@ -1,4 +1,5 @@
 use super::*;
+use crate::keys::Keys;
 use crate::sink::Sink;
 use crate::sink::local::{FILE, LocalSink, Retention};
 use crate::spool::Document;
@@ -35,8 +36,7 @@ fn store_with(directory: &std::path::Path, count: u64) -> Handler {
         boot_ns: 0,
         probe: "packet_drop",
         kind: "packet_drop",
-        pid: None,
-        container: None,
+        keys: Keys::default(),
         json: format!("{{\"number\":{number},\"event\":{{\"action\":\"<script>{number}\"}}}}"),
     };
     sink.store(&(0..count).map(document).collect::<Vec<_>>()).unwrap();
@@ -71,7 +71,11 @@ fn a_wrong_question_is_explained() {
         ("/api/v1/events?limit=0", "limit"),
         ("/api/v1/events?limit=1001", "limit"),
         ("/api/v1/events?since=yesterday", "since"),
-        ("/api/v1/events?pid=-1", "pid"),
+        ("/api/v1/events?process=-1", "process"),
+        ("/api/v1/events?process=4294967296", "process"),
+        ("/api/v1/events?until=soon", "until"),
+        ("/api/v1/events?since=1m&until=2m", "until"),
+        ("/api/v1/events?kind=", "kind"),
         ("/api/v1/events?knd=packet_drop", "knd"),
     ] {
         let response = handler(&request(target, None));

@@ -9,6 +9,7 @@ mod process;
 
 pub use process::{Counts as ProcessCounts, Lives};
 
+use crate::keys::Keys;
 use crate::spool::Document;
 use kpulse_common::clock::Clock;
 use kpulse_common::container::{CgroupId, ContainerIdentity, Identities, parse_container};
@@ -75,8 +76,7 @@ impl Enrich {
             boot_ns,
             probe,
             kind,
-            pid: event.process.as_ref().map(|process| process.pid),
-            container: event.container.as_ref().map(|container| container.id.clone()),
+            keys: Keys::of(&event),
             json: serde_json::to_string(&event)
                 .expect("the document has string keys only and no fallible field"),
             id: event.event.id,

@@ -83,7 +83,7 @@ fn a_container_is_named_by_its_cgroup() {
     let mut enrich = Enrich::new(&paths, BTreeMap::new());
     let document = enrich.document(Fact { cgroup, ..fact() });
     let event = decode(&document);
-    assert_eq!(document.container.as_deref(), Some(ID));
+    assert_eq!(document.keys.container.as_deref(), Some(ID));
     assert_eq!(event["container"], json!({"id": ID}));
     assert_eq!(event["orchestrator"], json!({"type": "kubernetes"}));
     assert_eq!(event["kubernetes"], json!({"pod": {"uid": POD}}));

@@ -1,5 +1,6 @@
 use super::*;
-use crate::sink::local::{FILE, LocalSink, Query, Reader, Retention};
+use crate::query::Query;
+use crate::sink::local::{FILE, LocalSink, Reader, Retention};
 use crate::sink::{Expired, SinkError};
 use crate::spool::{Capacity, Document};
 use kpulse_common::clock::boot_ns;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::keys::Keys;
 use crate::sink::Expired;
 use crate::spool::Capacity;
 use anyhow::anyhow;
@@ -44,8 +45,7 @@ fn document(id: &str) -> Document {
         boot_ns: boot_ns(),
         probe: "packet_drop",
         kind: "packet_drop",
-        pid: None,
-        container: None,
+        keys: Keys::default(),
         json: "{}".to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 //! The thread that reads the rings never waits for a disk: when the sink falls behind, the oldest waiting events
 //! give way, and the caller counts them.
 
+use crate::keys::Keys;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,10 +21,8 @@ pub struct Document {
     pub probe: &'static str,
     /// Kind of the event.
     pub kind: &'static str,
-    /// Its process, where one can be named.
-    pub pid: Option<u32>,
-    /// Id of its container.
-    pub container: Option<String>,
+    /// What it is looked up by.
+    pub keys: Keys,
     /// The JSON document.
     pub json: String,
 }
@@ -149,8 +148,7 @@ mod tests {
             boot_ns: 0,
             probe: "packet_drop",
             kind: "packet_drop",
-            pid: None,
-            container: None,
+            keys: Keys::default(),
             json: "x".repeat(bytes),
         }
     }

@@ -4,12 +4,14 @@
 
 mod read;
 mod retention;
+mod tables;
 
-pub use read::{Query, Reader};
+pub use read::Reader;
 
 use super::{Expired, Sink, SinkError};
+use crate::keys::Keys;
 use crate::spool::Document;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rusqlite::{Connection, ErrorCode, params};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -18,25 +20,8 @@ use std::time::Duration;
 
 /// The store's name within the state directory.
 pub const FILE: &str = "events.db";
-/// Version of the tables, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
 /// How long a statement waits for another process' lock.
 const BUSY: Duration = Duration::from_secs(2);
-
-const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS events (
-        seq INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        time_ns INTEGER NOT NULL,
-        kind TEXT NOT NULL,
-        pid INTEGER,
-        container TEXT,
-        document TEXT NOT NULL
-    );
-    CREATE INDEX IF NOT EXISTS events_by_time ON events (time_ns);
-    CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind, time_ns);
-    PRAGMA user_version = 1;
-";
 
 /// How long and how much the store keeps: the `output.local` block of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,33 +72,72 @@ impl LocalSink {
         // Command lines and addresses are nobody else's business.
         std::fs::DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
         std::fs::OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
-        let connection = Connection::open(path)?;
+        let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY)?;
         // Set before the first table: freed pages can then be given back piece by piece.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version > VERSION {
-            bail!("it was written by a newer version (tables {version}, known {VERSION})");
-        }
+        tables::refuse_newer(&connection)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // A power cut may cost the last batches, never the file; a crash of this process costs nothing stored.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
-        connection.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;"))?;
+        tables::prepare(&mut connection)?;
         Ok(Self { connection, path: path.to_owned(), retention })
     }
 
-    fn insert(&mut self, batch: &[Document]) -> rusqlite::Result<()> {
+    fn insert<'r>(&mut self, rows: impl IntoIterator<Item = Row<'r>>) -> rusqlite::Result<usize> {
         let transaction = self.connection.transaction()?;
+        let mut stored = 0;
         {
             let mut insert = transaction.prepare_cached(
-                "INSERT OR IGNORE INTO events (id, time_ns, kind, pid, container, document) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO events
+                    (id, time_ns, kind, document, pid, process, container, container_name, pod, pod_uid)
+                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?;
-            for it in batch {
-                insert.execute(params![it.id, it.time_ns, it.kind, it.pid, it.container, it.json])?;
+            for Row { id, time_ns, kind, json, keys } in rows {
+                let Keys { pid, process, container, container_name, pod, pod_uid } = keys;
+                stored += insert.execute(params![
+                    id,
+                    time_ns,
+                    kind,
+                    json,
+                    pid,
+                    process,
+                    container,
+                    container_name,
+                    pod,
+                    pod_uid
+                ])?;
             }
         }
-        transaction.commit()
+        transaction.commit()?;
+        Ok(stored)
+    }
+
+    /// Stores events from elsewhere, all or none of them; how many were not there yet.
+    pub fn import<'r>(&mut self, rows: impl IntoIterator<Item = Row<'r>>) -> Result<usize> {
+        self.insert(rows).with_context(|| format!("cannot write to the event store {}", self.path.display()))
+    }
+}
+
+/// One event as the table has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'r> {
+    /// `event.id`: what is there already is not stored again.
+    pub id: &'r str,
+    /// When it happened, nanoseconds since 1970.
+    pub time_ns: i64,
+    /// Kind of the event.
+    pub kind: &'r str,
+    /// The JSON document.
+    pub json: &'r str,
+    /// What it is looked up by.
+    pub keys: &'r Keys,
+}
+
+impl<'r> From<&'r Document> for Row<'r> {
+    fn from(it: &'r Document) -> Self {
+        Self { id: &it.id, time_ns: it.time_ns, kind: it.kind, json: &it.json, keys: &it.keys }
     }
 }
 
@@ -123,7 +147,7 @@ impl Sink for LocalSink {
     }
 
     fn store(&mut self, batch: &[Document]) -> Result<(), SinkError> {
-        self.insert(batch).map_err(|error| sink_error(error, &self.path))
+        self.insert(batch.iter().map(Row::from)).map(drop).map_err(|error| sink_error(error, &self.path))
     }
 
     fn maintain(&mut self) -> Result<Expired, SinkError> {

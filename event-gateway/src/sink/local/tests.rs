@@ -1,4 +1,5 @@
 use super::*;
+use crate::query::{Process, Query};
 use std::time::SystemTime;
 
 const SECOND: i64 = 1_000_000_000;
@@ -10,8 +11,14 @@ fn document(number: i64) -> Document {
         boot_ns: 0,
         probe: "packet_drop",
         kind: if number % 2 == 0 { "packet_drop" } else { "block_io_slow" },
-        pid: u32::try_from(number).ok(),
-        container: (number % 3 == 0).then(|| format!("abc{number}")),
+        keys: Keys {
+            pid: u32::try_from(number).ok(),
+            process: Some(format!("p{}", number % 4)),
+            container: (number % 3 == 0).then(|| format!("abc{number}")),
+            container_name: (number == 9).then(|| "web".to_owned()),
+            pod: (number == 6).then(|| "shop-0".to_owned()),
+            pod_uid: (number == 6).then(|| "8dbc5577".to_owned()),
+        },
         json: format!("{{\"number\":{number}}}"),
     }
 }
@@ -41,13 +48,93 @@ fn a_reader_sees_what_is_stored_while_the_writer_goes_on() {
     assert_eq!(numbers(&reader, &all()), [9, 8, 7, 6, 5, 4, 3, 2, 1]);
     sink.store(&[document(10)]).unwrap();
     assert_eq!(numbers(&reader, &Query { limit: 1, ..all() }), [10]);
-    assert_eq!(numbers(&reader, &Query { kind: Some("packet_drop".to_owned()), ..all() }), [10, 8, 6, 4, 2]);
-    assert_eq!(numbers(&reader, &Query { container: Some("abc".to_owned()), ..all() }), [9, 6, 3]);
-    assert_eq!(numbers(&reader, &Query { container: Some("bc".to_owned()), ..all() }), [] as [i64; 0]);
-    assert_eq!(numbers(&reader, &Query { pid: Some(7), ..all() }), [7]);
-    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
-    assert_eq!(numbers(&reader, &Query { since: Some(since), ..all() }), [10, 9]);
-    assert_eq!(numbers(&reader, &Query { kind: Some("' OR 1=1 --".to_owned()), ..all() }), [] as [i64; 0]);
+}
+
+#[test]
+fn every_condition_finds_its_events_by_an_index() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    let mut sink = LocalSink::open(&path, Retention::default()).unwrap();
+    let stack = |number: i64| {
+        format!("{{\"number\":{number},\"kpulse\":{{\"stack\":{{\"kernel\":[\"f{number} \\\"q\\\"\"]}}}}}}")
+    };
+    let with_stack = |number| Document { json: stack(number), ..document(number) };
+    sink.store(&(1..=10).map(with_stack).collect::<Vec<_>>()).unwrap();
+    let reader = Reader::open(&path).unwrap();
+    let time = |second| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
+    let text = |text: &str| Some(text.to_owned());
+    let name = |name: &str| Some(Process::Name(name.to_owned()));
+    let none: &[i64] = &[];
+    for (query, expected, index) in [
+        (all(), &[10, 9, 8, 7, 6, 5, 4, 3, 2, 1][..], "events_by_time"),
+        (Query { since: time(9), ..all() }, &[10, 9], "events_by_time"),
+        (Query { until: time(3), ..all() }, &[2, 1], "events_by_time"),
+        (Query { kind: text("packet_drop"), ..all() }, &[10, 8, 6, 4, 2], "events_by_kind"),
+        (Query { kind: text("' OR 1=1 --"), ..all() }, none, "events_by_kind"),
+        (Query { container: text("abc"), ..all() }, &[9, 6, 3], "events_by_container"),
+        (Query { container: text("abc6"), ..all() }, &[6], "events_by_container"),
+        (Query { container: text("web"), ..all() }, &[9], "events_by_container_name"),
+        (Query { container: text("bc"), ..all() }, none, "events_by_container"),
+        (Query { pod: text("shop-0"), ..all() }, &[6], "events_by_pod"),
+        (Query { pod: text("8dbc5577"), ..all() }, &[6], "events_by_pod_uid"),
+        (Query { process: Some(Process::Pid(7)), ..all() }, &[7], "events_by_pid"),
+        (Query { process: name("p1"), ..all() }, &[9, 5, 1], "events_by_process"),
+        (Query { stack: text("f1"), since: time(2), ..all() }, &[10], "events_by_time"),
+        (Query { stack: text("f3 \"q\""), ..all() }, &[3], "events_by_time"),
+        (Query { stack: text("number"), ..all() }, none, "events_by_time"),
+        (Query { kind: text("packet_drop"), process: name("p2"), limit: 1, ..all() }, &[10], "events_by_"),
+    ] {
+        assert_eq!(numbers(&reader, &query), expected, "{query:?}");
+        let plan = reader.plan(&query);
+        assert!(plan.contains(index) && !plan.contains("SCAN events;"), "{query:?}: {plan}");
+    }
+}
+
+#[test]
+fn what_came_later_is_told_once_and_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    let mut sink = LocalSink::open(&path, Retention::default()).unwrap();
+    sink.store(&[document(5), document(6)]).unwrap();
+    let reader = Reader::open(&path).unwrap();
+    let last = reader.last().unwrap();
+    // Later to come and earlier in time.
+    sink.store(&[document(2), document(7), document(4)]).unwrap();
+    let even = Query { kind: Some("packet_drop".to_owned()), ..all() };
+    let came = reader.after(last, &even).unwrap();
+    assert_eq!(
+        came.iter().map(|(_, json)| json.as_str()).collect::<Vec<_>>(),
+        ["{\"number\":2}", "{\"number\":4}"]
+    );
+    assert_eq!(reader.after(came[1].0, &even).unwrap(), []);
+    let found: Vec<_> =
+        reader.find(&even).unwrap().into_iter().filter_map(|seq| reader.document(seq).unwrap()).collect();
+    assert_eq!(found, ["{\"number\":2}", "{\"number\":4}", "{\"number\":6}"]);
+}
+
+#[test]
+fn a_store_of_version_1_becomes_one_of_today() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "CREATE TABLE events (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, time_ns INTEGER NOT NULL,
+            kind TEXT NOT NULL, pid INTEGER, container TEXT, document TEXT NOT NULL);
+         INSERT INTO events (id, time_ns, kind, document) VALUES ('a', 1, 'x',
+            '{\"number\":1,\"process\":{\"thread\":{\"name\":\"job\"}},\"kubernetes\":{\"pod\":{\"uid\":\"u1\"}}}');
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(old);
+    let refused = format!("{:#}", Reader::open(&path).unwrap_err());
+    assert!(refused.contains("kpulse-event-gateway run"), "{refused}");
+    drop(LocalSink::open(&path, Retention::default()).unwrap());
+    let mut sink = LocalSink::open(&path, Retention::default()).unwrap();
+    sink.store(&[document(2)]).unwrap();
+    let reader = Reader::open(&path).unwrap();
+    assert_eq!(numbers(&reader, &Query { process: Some(Process::Name("job".to_owned())), ..all() }), [1]);
+    assert_eq!(numbers(&reader, &Query { pod: Some("u1".to_owned()), ..all() }), [1]);
+    assert_eq!(numbers(&reader, &all()), [2, 1]);
 }
 
 #[test]
@@ -121,7 +208,7 @@ fn a_file_that_is_no_store_is_refused_and_left_alone() {
 fn a_newer_store_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE);
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", VERSION + 1).unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", tables::VERSION + 1).unwrap();
     let error = format!("{:#}", LocalSink::open(&path, Retention::default()).unwrap_err());
     assert!(error.contains("newer version"), "{error}");
 }
