@@ -33,6 +33,8 @@ reference: ## regenerate the files that are generated from the code
 	@mkdir -p target
 	cargo run --quiet -p kpulse-event-gateway -- schema >target/event.schema.json
 	mv target/event.schema.json event-gateway/schema/event.schema.json
+	cargo run --quiet -p kpulse-event-gateway -- reference >target/EVENTS.md
+	mv target/EVENTS.md EVENTS.md
 	cargo run --quiet -p kpulse-exporter -- reference >target/METRICS.md
 	mv target/METRICS.md METRICS.md
 

@@ -12,6 +12,7 @@ mod page;
 mod pipeline;
 mod policies;
 mod query;
+mod reference;
 mod ring;
 mod route;
 mod row;
@@ -51,6 +52,8 @@ enum Command {
     Check,
     /// Print the JSON Schema of an event.
     Schema,
+    /// Print every kind of event and every field as EVENTS.md has them.
+    Reference,
 }
 
 /// Flags of `run`.
@@ -97,6 +100,7 @@ fn start() -> Result<()> {
             logging::init(config.log.level, config.log.format)?;
             check::run(&config)
         }
+        Command::Reference => reference::write(std::io::stdout().lock()),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&kpulse_common::event::schema())?;
             writeln!(std::io::stdout(), "{schema}").context("cannot write the schema")

@@ -1,4 +1,4 @@
-//! METRICS.md is what the code declares, and rules and panels ask only for what it lists.
+//! METRICS.md and EVENTS.md are what the code declares, and rules and panels ask only for what it lists.
 
 use super::{files, read, root};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +48,16 @@ fn metrics_md_is_what_the_exporter_writes() {
     let (written, kept) = (String::from_utf8_lossy(&output.stdout), read(&root().join("METRICS.md")));
     let new = written.lines().find(|line| !kept.contains(line));
     assert!(written == kept, "METRICS.md is old, `make reference` writes it anew; for example {new:?}");
+}
+
+#[test]
+fn events_md_is_what_the_gateway_writes() {
+    let output = Command::new(kpulse_tests::binary("kpulse-event-gateway")).arg("reference").output();
+    let output = output.expect("the gateway runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (written, kept) = (String::from_utf8_lossy(&output.stdout), read(&root().join("EVENTS.md")));
+    let new = written.lines().find(|line| !kept.contains(line));
+    assert!(written == kept, "EVENTS.md is old, `make reference` writes it anew; for example {new:?}");
 }
 
 #[test]

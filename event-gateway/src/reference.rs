@@ -1,0 +1,132 @@
+//! EVENTS.md: every kind of event with what it takes to be told, and the fields that all documents have, written from
+//! the declarations.
+
+use crate::config::event_probes;
+use anyhow::Result;
+use kpulse_common::event;
+use kpulse_common::thresholds::Thresholds;
+use kpulse_exporter_ebpf::Probe;
+use kpulse_exporter_ebpf::hook::Hook;
+use serde_json::{Map, Value};
+use std::io::Write;
+
+const HEAD: &str = "\
+# Events of kpulse-event-gateway
+
+Written by `make reference` from the declarations in the code; do not edit.
+
+An event is one JSON document. What a kind tells beyond the fields that all have stands in `kpulse.KIND`. What is not known
+is left out, never null and never zero. `event-gateway/schema/event.schema.json` is the JSON Schema.
+
+## Kinds
+
+A threshold is a key below `thresholds:` of the configuration, with its default. Each belongs to a probe: a kind whose probe
+has none is told each time, and so is a failure. In front of all stands the rate limit, `thresholds.rate_limit`. A hook in
+parentheses is one that not every kernel has.
+
+| kind | what | probe | thresholds of the probe | hooks |
+|---|---|---|---|---|
+";
+
+const FIELDS: &str = "
+## Fields that all documents have
+
+| field | type | what |
+|---|---|---|
+";
+
+/// Deepest field of a document; a schema that refers to itself would have no end.
+const DEPTH_MAX: usize = 8;
+
+/// Writes the whole page.
+pub fn write(mut out: impl Write) -> Result<()> {
+    write!(out, "{HEAD}")?;
+    let thresholds = serde_json::to_value(Thresholds::default())?;
+    for probe in event_probes() {
+        for event in probe.events {
+            let (limits, hooks) = (limits(&thresholds, probe.name), hooks(probe));
+            writeln!(out, "| `{}` | {} | `{}` | {limits} | {hooks} |", event.kind, event.help, probe.name)?;
+        }
+    }
+    write!(out, "{FIELDS}")?;
+    let schema = event::schema();
+    let mut rows = Vec::new();
+    fields(&schema, &schema, "", DEPTH_MAX, &mut rows);
+    rows.sort();
+    for [name, kind, what] in rows {
+        writeln!(out, "| `{name}` | {kind} | {what} |")?;
+    }
+    Ok(())
+}
+
+fn limits(thresholds: &Value, probe: &str) -> String {
+    let Some(limits) = thresholds.get(probe).and_then(Value::as_object) else { return "–".to_owned() };
+    let one = |(name, value): (&String, &Value)| {
+        format!("`{probe}.{name}` {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    limits.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn hooks(probe: &Probe) -> String {
+    let name = |hook: &Hook| {
+        if hook.is_optional { format!("(`{}`)", hook.name) } else { format!("`{}`", hook.name) }
+    };
+    probe.hooks.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// The fields of an object and of those in it, each with its full name, its type and its meaning.
+fn fields(root: &Value, schema: &Value, parent: &str, depth: usize, rows: &mut Vec<[String; 3]>) {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    for (name, field) in properties {
+        let path = if parent.is_empty() { name.clone() } else { format!("{parent}.{name}") };
+        let of_type = resolve(root, field);
+        let what = [field, of_type].into_iter().find_map(|it| it.get("description")?.as_str());
+        if depth > 0 && of_type.get("properties").is_some() {
+            fields(root, of_type, &path, depth - 1, rows);
+        } else {
+            let text = what.unwrap_or_default().replace('\n', " ").replace('|', "\\|");
+            rows.push([path, kind(of_type), text]);
+        }
+    }
+}
+
+/// What `#/$defs/NAME` stands for.
+fn resolve<'s>(root: &'s Value, schema: &'s Value) -> &'s Value {
+    let pointer = schema.get("$ref").and_then(Value::as_str).and_then(|it| it.strip_prefix('#'));
+    pointer.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
+}
+
+fn kind(schema: &Value) -> String {
+    let name = schema.get("type").and_then(Value::as_str).unwrap_or("any");
+    let empty = Map::new();
+    let of = |key: &str| schema.get(key).and_then(Value::as_object).unwrap_or(&empty).get("type");
+    match (name, of("items").and_then(Value::as_str), of("additionalProperties").and_then(Value::as_str)) {
+        ("array", Some(item), _) => format!("array of {item}"),
+        ("object", _, Some(value)) => format!("{value} by name"),
+        _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_and_every_field_has_a_row_that_says_what_it_is() {
+        let mut page = Vec::new();
+        write(&mut page).unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for kind in event_probes().flat_map(|probe| probe.events).map(|event| event.kind) {
+            assert!(page.contains(&format!("\n| `{kind}` |")), "{kind}");
+        }
+        assert!(page.contains("`runqueue_latency.min_wait` 50ms"), "{page}");
+        let fields = page.split("## Fields").nth(1).unwrap().lines().filter(|line| line.starts_with("| `"));
+        let mut count = 0;
+        for line in fields {
+            let cells: Vec<&str> = line.split(" | ").collect();
+            assert!(cells.len() == 3 && cells[1] != "any" && cells[2].len() > 5, "{line}");
+            count += 1;
+        }
+        assert!(count > 30 && page.contains("| `process.thread.name` | string |"), "{page}");
+    }
+}
