@@ -1,7 +1,7 @@
-//! Writes one real record of a probe as a fixture: `cargo run -p kpulse-exporter-ebpf --example record -- PROBE`.
+//! Writes one real record of a probe as a fixture: `cargo run -p kpulse-exporter-ebpf --example record -- PROBE [KIND]`.
 //!
-//! Loads the probe with thresholds of a nanosecond and takes the first record that comes. The record's decoded form
-//! goes beside it; look at it before you commit it.
+//! Loads the probe with thresholds of a nanosecond and takes the first record that comes, of the probe's first kind
+//! unless another is named. The record's decoded form goes beside it; look at it before you commit it.
 
 use kpulse_exporter_ebpf::{LoadOptions, ProbeSet, ProbeState, Want, probes};
 use std::error::Error;
@@ -14,9 +14,10 @@ use std::{env, fs};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let name = env::args().nth(1).ok_or("usage: record PROBE")?;
+    let name = env::args().nth(1).ok_or("usage: record PROBE [KIND]")?;
     let probe = probes::ALL.iter().find(|probe| probe.name == name).ok_or("there is no such probe")?;
     let event = probe.events.first().ok_or("the probe has no events")?;
+    let kind = env::args().nth(2).unwrap_or_else(|| event.kind.to_owned());
     let mut options = LoadOptions { want: Want::Events, ..LoadOptions::default() };
     let shortest = Duration::from_nanos(1);
     options.thresholds.runqueue_latency.min_wait = shortest;
@@ -33,9 +34,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let mut events = set.take_events()?;
     let begin = Instant::now();
-    let record = loop {
+    let (record, decoded) = loop {
         if let Some(record) = events.next_record() {
-            break record;
+            let decoded = (event.decode)(&record, &(event.names)(set.types()))?;
+            if decoded.kind.unwrap_or(event.kind) == kind {
+                break (record, decoded);
+            }
+            continue;
         }
         if begin.elapsed() > PATIENCE {
             return Err("nothing came within a minute: provoke the fact meanwhile".into());
@@ -53,10 +58,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         hex.push('\n');
     }
-    fs::write(folder.join(format!("{}.hex", event.kind)), hex)?;
-    let decoded = (event.decode)(&record, &(event.names)(set.types()))?;
+    fs::write(folder.join(format!("{kind}.hex")), hex)?;
     let text = serde_json::to_string_pretty(&decoded.body)?;
-    fs::write(folder.join(format!("{}.json", event.kind)), format!("{text}\n"))?;
+    fs::write(folder.join(format!("{kind}.json")), format!("{text}\n"))?;
     println!("{text}");
     Ok(())
 }

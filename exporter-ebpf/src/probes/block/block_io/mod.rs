@@ -285,6 +285,14 @@ mod tests {
     }
 
     #[test]
+    fn a_real_record_of_a_failed_request_is_of_the_other_kind() {
+        let hex = include_str!("fixtures/block_io_error.hex");
+        let json = include_str!("fixtures/block_io_error.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), hex, json);
+        assert_eq!((decoded.kind, decoded.header.threshold_ns), (Some("block_io_error"), None));
+    }
+
+    #[test]
     fn any_bytes_of_the_right_size_decode() {
         assert_total(&PROBE.events[0], HEX);
     }

@@ -24,7 +24,7 @@ _Static_assert(sizeof(struct soft_lockup_value) == 48, "Rust reads this layout")
 #define THRESHOLD_DURATION 0
 
 struct soft_lockup_record {
-	struct record_header header; /* the task that keeps the CPU; its value is how long it has by now */
+	struct record_header header; /* the task that keeps the CPU; the value is the time until then */
 };
 _Static_assert(sizeof(struct soft_lockup_record) == 328, "Rust reads this layout");
 

@@ -23,7 +23,7 @@ _Static_assert(sizeof(struct compaction_call) == 40, "Rust reads this layout");
 #define THRESHOLD_DURATION 0
 
 struct compaction_record {
-	struct record_header header; /* the task that allocates; its value is how long that has taken by then */
+	struct record_header header; /* the task that allocates; the value is the time until then */
 	__s32 order;
 	__u32 _pad;
 };
