@@ -1,5 +1,7 @@
 //! Where a program attaches, and what to try when the best place is not there.
 
+use crate::probe::Want;
+
 /// A kernel attach point of one program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
@@ -88,16 +90,23 @@ pub struct Hook {
     pub attempts: &'static [Attempt],
     /// The probe works without it, and its status says what is missing.
     pub is_optional: bool,
+    /// The only half of the probe that needs it; `None` = all do.
+    pub only: Option<Want>,
 }
 
 impl Hook {
     /// A hook that needs the first of these that attaches.
     pub const fn any(name: &'static str, attempts: &'static [Attempt]) -> Self {
-        Self { name, attempts, is_optional: false }
+        Self { name, attempts, is_optional: false, only: None }
     }
 
     /// A hook that not every kernel has, and without which the rest of the probe still tells something.
     pub const fn optional(name: &'static str, attempts: &'static [Attempt]) -> Self {
-        Self { name, attempts, is_optional: true }
+        Self { name, attempts, is_optional: true, only: None }
+    }
+
+    /// The same for one half of the probe: processes that want another one do not pay for it.
+    pub const fn only(self, want: Want) -> Self {
+        Self { only: Some(want), ..self }
     }
 }
