@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// Headers whose types all probes share; they become `crate::abi`.
-const SHARED_HEADERS: [&str; 2] = ["record.h", "histogram.h"];
+const SHARED_HEADERS: [&str; 3] = ["record.h", "histogram.h", "flow.h"];
 
 /// The example of CONTRIBUTING.md, which only a test loads.
 const EXAMPLE: &str = "src/example/exec.bpf.c";

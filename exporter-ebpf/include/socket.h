@@ -35,27 +35,38 @@ static __always_inline __u64 socket_cgroup_id_v2(struct sock *sk)
 	return id ? id : HOST_CGROUP_ID;
 }
 
-/*
- * The container of a full socket. On cgroup v1 no socket knows it; but while a task holds the socket's lock, nobody
- * else works on the socket, so the current task is the one that uses it. Otherwise it counts as the host's.
- */
-static __always_inline __u64 socket_cgroup_id(struct sock *sk)
-{
-	if (!sk)
-		return HOST_CGROUP_ID;
-	if (!cgroup_v1)
-		return socket_cgroup_id_v2(sk);
-	if (!BPF_CORE_READ(sk, sk_lock.owned))
-		return HOST_CGROUP_ID;
-	return read_task_cgroup_id((struct task_struct *)bpf_get_current_task(), cpu_cgrp_id);
-}
-
 /* Requests and sockets in TIME_WAIT have only the part that all sockets share. */
 static __always_inline bool is_full_socket(struct sock *sk)
 {
 	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
 	return state != STATE_TIME_WAIT && state != STATE_NEW_SYN_RECV;
+}
+
+/* Whether the current task works on the socket: while one holds the socket's lock, nobody else does. */
+static __always_inline bool is_used_by_current(struct sock *sk)
+{
+	return sk && is_full_socket(sk) && BPF_CORE_READ(sk, sk_lock.owned);
+}
+
+/* The container of a full socket. On cgroup v1 only a task that uses it tells; without one it counts as the host's. */
+static __always_inline __u64 socket_cgroup_id(struct sock *sk)
+{
+	if (!sk)
+		return HOST_CGROUP_ID;
+	if (!cgroup_v1)
+		return socket_cgroup_id_v2(sk);
+	if (!is_used_by_current(sk))
+		return HOST_CGROUP_ID;
+	return read_task_cgroup_id((struct task_struct *)bpf_get_current_task(), cpu_cgrp_id);
+}
+
+/* The same of any socket, or none, for an event: 0 where nobody can tell, and it may still be a container's. */
+static __always_inline __u64 known_cgroup_id(struct sock *sk)
+{
+	bool is_known = sk && is_full_socket(sk) && (!cgroup_v1 || is_used_by_current(sk));
+
+	return is_known ? socket_cgroup_id(sk) : 0;
 }
 
 static __always_inline bool is_tcp(struct sock *sk)

@@ -286,11 +286,25 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct device_driver {
+	const char *name;
+};
+
+struct device {
+	struct device *parent;
+	struct device_driver *driver;
+};
+
 struct net_device {
 	char name[16];
 	int ifindex;
 	possible_net_t nd_net;
 	struct netdev_queue *_tx;
+	struct device dev;
+};
+
+struct in6_addr {
+	__u8 bytes[16];
 };
 
 struct sock_cgroup_data {
@@ -299,8 +313,14 @@ struct sock_cgroup_data {
 
 struct sock_common {
 	volatile unsigned char skc_state;
+	unsigned short skc_family;
 	__u16 skc_num;
+	__be16 skc_dport;
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
 	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
 };
 
 typedef struct {
@@ -316,6 +336,7 @@ struct sock {
 	socket_lock_t sk_lock;
 	struct sk_buff_head sk_receive_queue;
 	__u16 sk_protocol;
+	int sk_err;
 	struct sock_cgroup_data sk_cgrp_data;
 };
 
@@ -328,6 +349,21 @@ struct sock___val {
 	struct sock_cgroup_data___val sk_cgrp_data;
 };
 
+struct inet_sock {
+	__be16 inet_sport;
+};
+
+/* Numbers differ by kernel release. */
+enum skb_drop_reason {
+	SKB_DROP_REASON_NOT_SPECIFIED,
+};
+
+struct request_sock;
+
+struct tcp_request_sock {
+	__u32 snt_isn;
+};
+
 struct udp_sock {
 	struct sk_buff_head reader_queue;
 };
@@ -338,12 +374,18 @@ struct inet_connection_sock {
 
 struct tcp_sock {
 	__u32 srtt_us;
+	__u32 packets_out;
+	__u32 sacked_out;
+	__u32 lost_out;
+	__u32 retrans_out;
+	__u32 total_retrans;
 	__u32 chrono_start;
 	__u32 chrono_stat[3];
 	__u8 chrono_type : 2;
 };
 
 struct tcp_skb_cb {
+	__u32 seq;
 	__u16 tcp_gso_segs;
 };
 
@@ -366,10 +408,12 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	unsigned int len;
+	unsigned int data_len;
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
 	unsigned char *head;
+	unsigned int tail;
 	int skb_iif;
 	__u64 skb_mstamp_ns;
 	__s64 tstamp;

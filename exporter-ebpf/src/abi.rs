@@ -1,4 +1,4 @@
-//! Types that BPF programs and Rust share, generated from `include/record.h` and `include/histogram.h`.
+//! Types that BPF programs and Rust share, generated from `record.h`, `histogram.h` and `flow.h` in `include`.
 #![allow(
     missing_docs,
     dead_code,

@@ -10,6 +10,7 @@ pub mod error;
 #[cfg(test)]
 mod example;
 pub mod features;
+mod flow;
 pub mod hook;
 pub mod keyed;
 pub mod life;

@@ -17,6 +17,7 @@ mod map_pressure;
 mod oom_kill;
 mod packet_drop;
 mod policy;
+mod process_life;
 mod qdisc;
 mod receive;
 mod retry;
@@ -111,6 +112,22 @@ fn drain_for(events: &mut EventStream, time: Duration) -> Vec<Fact> {
         }
         events.wait(left).expect("the rings can be waited for");
     }
+}
+
+/// Those events that are of a connection between these ports, from the side of the first.
+fn of_flow(facts: &[Fact], [source, destination]: [u64; 2]) -> Vec<&Fact> {
+    let is_ours = |fact: &&Fact| {
+        fact.body["source"]["port"] == source && fact.body["destination"]["port"] == destination
+    };
+    facts.iter().filter(is_ours).collect()
+}
+
+/// Asserts that an event's flow has this address at both ends.
+fn assert_address(fact: &Fact, address: &str) {
+    assert_eq!(
+        (&fact.body["source"]["ip"], &fact.body["destination"]["ip"]),
+        (&address.into(), &address.into())
+    );
 }
 
 /// Detaches the probes, and asserts that what they produced is what was delivered and what was lost, with its reason.

@@ -85,17 +85,11 @@ fn event_tells_the_flow(address: &str) {
         return;
     };
     let facts = drain_for(&mut events, Duration::from_millis(200));
-    let is_ours = |fact: &&Fact| {
-        fact.body["source"]["port"] == source && fact.body["destination"]["port"] == destination
-    };
-    let ours: Vec<&Fact> = facts.iter().filter(is_ours).collect();
+    let ours = of_flow(&facts, [source.into(), destination.into()]);
     assert_eq!(ours.len() as u64, DATAGRAMS, "{facts:?}");
     for fact in &ours {
         assert_eq!((fact.kind, &fact.body["protocol"]), ("packet_drop", &"udp".into()));
-        assert_eq!(
-            (&fact.body["source"]["ip"], &fact.body["destination"]["ip"]),
-            (&address.into(), &address.into())
-        );
+        assert_address(fact, address);
         let told = if has_reasons(&set) { &fact.body["reason"] } else { &fact.body["location"] };
         assert_eq!(told, no_socket(has_reasons(&set), address), "{fact:?}");
         assert!(fact.kernel_stack.iter().any(|function| function.contains("udp")), "{:?}", fact.kernel_stack);

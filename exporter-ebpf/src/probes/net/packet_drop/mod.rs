@@ -1,9 +1,10 @@
 #![doc = include_str!("README.md")]
 
-mod reason;
+pub(crate) mod reason;
 
 use crate::error::ProbeError;
 use crate::features::Feature;
+use crate::flow::Flow;
 use crate::hook::{Hook, tp_btf};
 use crate::keyed::KeyedByContainer;
 use crate::maps::Table;
@@ -15,7 +16,6 @@ use kpulse_common::container::Identities;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use serde::Serialize;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 abi!("packet_drop");
@@ -137,8 +137,8 @@ struct Body {
     #[serde(skip_serializing_if = "Option::is_none")]
     location: Option<String>,
     protocol: &'static str,
-    source: Endpoint,
-    destination: Endpoint,
+    #[serde(flatten)]
+    flow: Option<Flow>,
     length: u32,
     direction: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,13 +151,6 @@ struct Body {
 }
 
 #[derive(Debug, Serialize)]
-struct Endpoint {
-    ip: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-}
-
-#[derive(Debug, Serialize)]
 struct Tcp {
     flags: Vec<&'static str>,
     seq: u32,
@@ -165,18 +158,13 @@ struct Tcp {
 
 fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::packet_drop_record = view(bytes)?;
-    let endpoint = |address, port| Endpoint {
-        ip: ip(record.ip_version, address),
-        port: (record.has_ports != 0).then_some(port),
-    };
     let name = protocol(record.ethertype, record.protocol);
     let device = comm(&record.device_name);
     let body = Body {
         reason: reason::of_record(names, &record),
         location: None,
         protocol: name,
-        source: endpoint(record.source, record.source_port),
-        destination: endpoint(record.destination, record.destination_port),
+        flow: Flow::of(&record.flow),
         length: record.length,
         direction: if record.is_incoming == 0 { "out" } else { "in" },
         device: (!device.is_empty()).then_some(device),
@@ -186,14 +174,6 @@ fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
     let mut decoded = Decoded::new(Header::from(&record.header), &body)?;
     decoded.place = Some(("location", record.location));
     Ok(decoded)
-}
-
-fn ip(version: u8, bytes: [u8; 16]) -> IpAddr {
-    if version == 4 {
-        Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
-    } else {
-        Ipv6Addr::from(bytes).into()
-    }
 }
 
 fn tcp_flags(bits: u8) -> Vec<&'static str> {

@@ -4,15 +4,9 @@
  * Hook: kfree_skb, with a reason since 5.17; before, the place in the kernel stands for it. Key: reason and protocol.
  */
 #include "probe.h"
-#include "socket.h"
+#include "read_flow.h"
 #include "ring.h"
 #include "packet_drop.h"
-
-#define ETHERTYPE_IPV4 0x0800
-#define ETHERTYPE_IPV6 0x86dd
-#define PROTOCOL_TCP 6
-#define PROTOCOL_UDP 17
-#define NO_HEADER 0xffff
 
 /* Bound: the loader's container_max, times what one container meets. Drops beyond it are counted in `losses`. */
 struct {
@@ -43,36 +37,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct packet_drop_range);
 } normal_ranges SEC(".maps");
-
-struct packet {
-	__u16 ethertype;
-	__u8 ip_version;
-	__u8 protocol;
-	unsigned char *network; /* start of the IP header */
-	unsigned char *transport; /* NULL where there is none */
-};
-
-static __always_inline void read_packet(struct sk_buff *skb, struct packet *packet)
-{
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	__u16 network = BPF_CORE_READ(skb, network_header), transport = BPF_CORE_READ(skb, transport_header);
-	__u8 first = 0;
-
-	packet->ethertype = __builtin_bswap16(BPF_CORE_READ(skb, protocol));
-	packet->network = head + network;
-	bpf_probe_read_kernel(&first, 1, packet->network);
-	if (packet->ethertype == ETHERTYPE_IPV4 && first >> 4 == 4) {
-		packet->ip_version = 4;
-		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 9);
-		/* Before the stack has set it, the transport header follows the IP header. */
-		packet->transport = packet->network + (first & 0xf) * 4;
-	} else if (packet->ethertype == ETHERTYPE_IPV6 && first >> 4 == 6) {
-		packet->ip_version = 6;
-		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 6);
-		packet->transport =
-			transport != NO_HEADER && transport > network ? head + transport : packet->network + 40;
-	}
-}
 
 static __always_inline bool is_normal_place(__u64 location)
 {
@@ -121,33 +85,16 @@ static __always_inline void count(struct packet *packet, __u64 cgroup_id, __u64 
 		__sync_fetch_and_add(drop_count, 1);
 }
 
-static __always_inline void fill_flow(struct packet_drop_record *record, struct packet *packet)
+static __always_inline void fill_tcp(struct packet_drop_record *record, struct packet *packet)
 {
-	__u32 address_bytes = packet->ip_version == 4 ? 4 : 16;
-	unsigned char *source = packet->network + (packet->ip_version == 4 ? 12 : 8);
-	__be16 ports[2] = {};
+	__be32 seq = 0;
 
-	__builtin_memset(record->source, 0, 32);
-	if (packet->ip_version == 4) {
-		bpf_probe_read_kernel(record->source, 4, source);
-		bpf_probe_read_kernel(record->destination, 4, source + address_bytes);
-	} else {
-		bpf_probe_read_kernel(record->source, 16, source);
-		bpf_probe_read_kernel(record->destination, 16, source + address_bytes);
-	}
-	record->has_ports = packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP;
-	if (record->has_ports)
-		bpf_probe_read_kernel(ports, sizeof(ports), packet->transport);
-	record->source_port = __builtin_bswap16(ports[0]);
-	record->destination_port = __builtin_bswap16(ports[1]);
-	record->tcp_seq = 0;
 	record->tcp_flags = 0;
 	if (packet->protocol == PROTOCOL_TCP) {
-		__be32 seq = 0;
 		bpf_probe_read_kernel(&seq, sizeof(seq), packet->transport + 4);
-		record->tcp_seq = __builtin_bswap32(seq);
 		bpf_probe_read_kernel(&record->tcp_flags, 1, packet->transport + 13);
 	}
+	record->tcp_seq = __builtin_bswap32(seq);
 }
 
 static __always_inline void fill_device(struct packet_drop_record *record, struct sk_buff *skb)
@@ -197,10 +144,10 @@ static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 loc
 	record->has_reason = has_reason;
 	record->length = BPF_CORE_READ(skb, len);
 	record->ethertype = packet.ethertype;
-	record->ip_version = packet.ip_version;
 	record->protocol = packet.protocol;
 	fill_device(record, skb);
-	fill_flow(record, &packet);
+	flow_of_packet(&record->flow, &packet);
+	fill_tcp(record, &packet);
 	bpf_ringbuf_submit(record, 0);
 	return 0;
 }

@@ -3,6 +3,7 @@
 #define KPULSE_PACKET_DROP_H
 
 #include "record.h"
+#include "flow.h"
 
 /* Reasons of the kernel's core have numbers below this; larger ones belong to a subsystem. */
 #define REASONS_MAX 512
@@ -44,17 +45,11 @@ struct packet_drop_record {
 	__u32 tcp_seq;
 	__u32 is_incoming;
 	__u16 ethertype;
-	__u16 source_port;
-	__u16 destination_port;
-	__u8 ip_version;
 	__u8 protocol;
 	__u8 tcp_flags;
-	__u8 has_ports;
-	__u8 _pad[6];
-	__u8 source[16];
-	__u8 destination[16];
+	struct flow flow;
 	__u8 device_name[16];
 };
-_Static_assert(sizeof(struct packet_drop_record) == 432, "Rust reads this layout");
+_Static_assert(sizeof(struct packet_drop_record) == 424, "Rust reads this layout");
 
 #endif

@@ -65,7 +65,7 @@ const NORMAL_FUNCTIONS: [&str; 16] = [
 ];
 
 /// Names by number; empty on a kernel that gives no reasons.
-pub(super) fn names(types: &KernelTypes) -> Names {
+pub(crate) fn names(types: &KernelTypes) -> Names {
     let mut names = Names::new();
     for (enumeration, prefix) in ENUMERATIONS {
         for (&number, name) in types.enumeration(enumeration).into_iter().flatten() {
@@ -78,7 +78,7 @@ pub(super) fn names(types: &KernelTypes) -> Names {
 }
 
 /// The name of a reason; a subsystem's own number where the kernel's types do not name it.
-pub(super) fn name(names: &Names, number: u32) -> String {
+pub(crate) fn name(names: &Names, number: u32) -> String {
     names.get(&u64::from(number)).cloned().unwrap_or_else(|| match number >> 16 {
         0 => format!("REASON_{number}"),
         subsystem => format!("SUBSYSTEM_{subsystem}_REASON_{}", number & 0xffff),
