@@ -23,12 +23,6 @@ fn counters() -> io::Result<Vec<u64>> {
     std::iter::once(Ok(tcp)).chain(rest).collect()
 }
 
-fn pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let client = TcpStream::connect(listener.local_addr()?)?;
-    Ok((client, listener.accept()?.0))
-}
-
 /// Counts by reason that `work` caused, and what the namespace's counters say.
 fn provoke(number: u32, work: impl FnOnce() -> io::Result<()>) -> (impl Fn(&str) -> u64, Vec<u64>, bool) {
     let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
@@ -64,7 +58,7 @@ fn assert_equal(counted: u64, expected: u64, is_exact: bool, what: &str) {
 fn what_nobody_acknowledges_is_probed_and_sent_again_after_timeouts() {
     needs_root!();
     let (counted, oracle, is_exact) = provoke(0xc1, || {
-        let (mut client, mut server) = pair()?;
+        let (mut client, mut server) = network::pair("127.0.0.1")?;
         client.set_nodelay(true)?;
         network::lose_incoming(&server, 1.0)?;
         client.write_all(b"lost")?;
@@ -89,7 +83,7 @@ fn what_nobody_acknowledges_is_probed_and_sent_again_after_timeouts() {
 fn losses_within_a_stream_are_repaired_in_fast_recovery() {
     needs_root!();
     let (counted, oracle, is_exact) = provoke(0xc2, || {
-        let (mut client, mut server) = pair()?;
+        let (mut client, mut server) = network::pair("127.0.0.1")?;
         client.set_nodelay(true)?;
         network::lose_incoming(&server, 0.2)?;
         let fd = server.as_raw_fd();
@@ -137,4 +131,104 @@ fn handshakes_that_get_no_answer_are_told_apart_by_side() {
     assert_equal(counted("syn") + counted("synack"), repeats, is_exact, "repeats");
     let of_connections = counted("rto") + counted("tlp") + counted("fast");
     assert_equal(counted("syn") + counted("synack") + of_connections, segments, is_exact, "segments");
+}
+
+/// Events of a container's connections, the numbers that `work` returned about them, and whether the kernel says why it
+/// drops a packet.
+fn tell(number: u32, work: impl FnOnce() -> io::Result<Vec<u64>>) -> (Vec<Fact>, Vec<u64>, Cgroup, bool) {
+    let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
+    let mut set = load(NAME, &wanting(Want::Events));
+    let gives_reasons = set.status()[0].hooks.iter().any(|status| status.hook == "kfree_skb");
+    let mut events = set.take_events().expect("the rings open");
+    let told = network::in_namespace(Some(&container), work).expect("the work goes well");
+    let facts = drain_for(&mut events, Duration::from_millis(200));
+    assert_sum_closes(set, &mut events, facts.len());
+    (facts, told, container, gives_reasons)
+}
+
+/// What is true of every event of a segment that its receiver's filter had dropped.
+fn assert_lost_here(fact: &Fact, address: &str, container: &Cgroup, gives_reasons: bool) {
+    assert_eq!((fact.kind, fact.value_ns), ("tcp_retransmit", None));
+    assert_address(fact, address);
+    assert!(fact.kernel_stack.iter().any(|function| function.contains("tcp")), "{:?}", fact.kernel_stack);
+    if !container.is_v1() {
+        assert_eq!(fact.cgroup, Some(container.cgroup_id()));
+    }
+    if gives_reasons {
+        assert_eq!(fact.body["drop"]["reason"], "SOCKET_FILTER", "{fact:?}");
+        assert!(fact.body["drop_location"].as_str().is_some_and(|place| place.contains("tcp")), "{fact:?}");
+        assert!(fact.body["drop"]["age_ns"].as_u64().is_some_and(|age| age < 10_000_000_000), "{fact:?}");
+    }
+}
+
+fn each_lost_segment_is_an_event(address: &'static str, number: u32) {
+    let (facts, told, container, gives_reasons) = tell(number, || {
+        let (mut client, mut server) = network::pair(address)?;
+        client.write_all(b"heard")?;
+        server.read_exact(&mut [0; 5])?;
+        network::lose_incoming(&server, 1.0)?;
+        let ports = network::ports(&client)?;
+        client.write_all(b"lost")?;
+        let segments = counter("Tcp", "RetransSegs");
+        until("repeats", || (segments() >= 3).then_some(()));
+        network::lose_nothing(server.as_raw_fd())?;
+        server.read_exact(&mut [0; 4])?;
+        Ok(vec![ports[0], ports[1], segments()])
+    });
+    let ours = of_flow(&facts, [told[0], told[1]]);
+    assert_eq!(ours.len() as u64, told[2], "by the namespace's counter: {facts:?}");
+    for fact in &ours {
+        assert_lost_here(fact, address, &container, gives_reasons);
+        assert!(fact.body["reason"] == "tlp" || fact.body["reason"] == "rto", "{fact:?}");
+        assert_eq!((&fact.body["state"], &fact.body["segments"]), (&"established".into(), &1.into()));
+        assert_eq!(fact.body["seq"], ours[0].body["seq"]);
+        // A time-out gives up everything for lost, and this repeat is not on its way yet.
+        let in_flight = u64::from(fact.body["reason"] == "tlp");
+        assert_eq!(fact.body["in_flight"], in_flight, "{fact:?}");
+        assert!(fact.body["rtt_ns"].as_u64().is_some_and(|rtt| rtt < 1_000_000_000), "{fact:?}");
+    }
+    assert_eq!(ours.last().map(|fact| &fact.body["reason"]), Some(&"rto".into()));
+}
+
+#[test]
+fn each_lost_segment_of_ipv4_is_an_event_with_its_drop() {
+    needs_root!();
+    each_lost_segment_is_an_event("127.0.0.1", 0xc4);
+}
+
+#[test]
+fn each_lost_segment_of_ipv6_is_an_event_with_its_drop() {
+    needs_root!();
+    each_lost_segment_is_an_event("::1", 0xc5);
+}
+
+#[test]
+fn an_event_tells_which_side_of_a_handshake_repeats() {
+    needs_root!();
+    let (facts, told, container, gives_reasons) = tell(0xc6, || {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let repeats = counter("TcpExt", "TCPSynRetrans");
+        // A deaf client: the server repeats its SYN-ACK, and the client its SYN.
+        let socket = network::socket(libc::SOCK_STREAM)?;
+        network::lose_incoming(&socket, 1.0)?;
+        let fd = socket.as_raw_fd();
+        let client = thread::spawn(move || network::connect(socket, address));
+        until("repeats of both", || (repeats() >= 2).then_some(()));
+        network::lose_nothing(fd)?;
+        let client = client.join().expect("the client ends")?;
+        let ports = network::ports(&client)?;
+        Ok(vec![ports[0], ports[1], counter("Tcp", "RetransSegs")()])
+    });
+    let (client, server) = (of_flow(&facts, [told[0], told[1]]), of_flow(&facts, [told[1], told[0]]));
+    assert_eq!((client.len() + server.len()) as u64, told[2], "by the namespace's counter: {facts:?}");
+    assert!(!client.is_empty() && !server.is_empty(), "{facts:?}");
+    for fact in &server {
+        assert_lost_here(fact, "127.0.0.1", &container, gives_reasons);
+        assert_eq!((&fact.body["reason"], &fact.body["state"]), (&"synack".into(), &"new_syn_recv".into()));
+    }
+    for fact in &client {
+        assert_eq!((&fact.body["reason"], &fact.body["state"]), (&"syn".into(), &"syn_sent".into()));
+        assert!(fact.body["rtt_ns"].is_null() && fact.body["drop"].is_null(), "it arrived: {fact:?}");
+    }
 }

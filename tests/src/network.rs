@@ -4,7 +4,7 @@ use crate::cgroup::Cgroup;
 use crate::load;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Runs `work` in a child with a network namespace of its own, and gives the numbers that it returned.
@@ -39,14 +39,51 @@ fn pipe() -> io::Result<(File, File)> {
 pub fn isolate() -> io::Result<()> {
     // SAFETY: no memory is involved.
     checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
-    set_flags("lo", libc::IFF_UP)
+    bring_up("lo")
 }
 
 /// Gives loopback a name that no other namespace has.
 pub fn rename_loopback(name: &str) -> io::Result<()> {
     set_flags("lo", 0)?;
     change("lo", libc::SIOCSIFNAME, |request| request.ifr_ifru.ifru_newname = name_bytes(name))?;
-    set_flags(name, libc::IFF_UP)
+    bring_up(name)
+}
+
+/// Switches a device on.
+pub fn bring_up(device: &str) -> io::Result<()> {
+    set_flags(device, libc::IFF_UP)
+}
+
+/// Gives a device this many frames to send, or as many as its queue has room for.
+pub fn fill_queue(device: &str, frames: u32) -> io::Result<()> {
+    const PROTOCOL: u16 = 0x88b5; // For experiments: nobody listens.
+    const FRAME: [u8; 60] = [0xff; 60];
+    // SAFETY: no memory is involved, and the descriptor is owned by nothing else.
+    let socket = unsafe {
+        let fd = checked(libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0))?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    let name = std::ffi::CString::new(device).map_err(io::Error::other)?;
+    // SAFETY: the name is a C string, an all-zero address is valid, and all of it lives through the calls.
+    unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = PROTOCOL.to_be();
+        address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
+        for _ in 0..frames {
+            let (to, length) = (&raw const address, size_of_val(&address) as libc::socklen_t);
+            let frame = FRAME.as_ptr().cast();
+            let sent =
+                libc::sendto(socket.as_raw_fd(), frame, FRAME.len(), libc::MSG_DONTWAIT, to.cast(), length);
+            let error = io::Error::last_os_error();
+            if sent < 0 && matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) {
+                break;
+            } else if sent < 0 {
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Sets the largest packet of a device.
@@ -115,6 +152,18 @@ pub fn connect(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
         libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), size_of_val(&raw) as libc::socklen_t)
     })?;
     Ok(TcpStream::from(socket))
+}
+
+/// Both ends of a connection to this address.
+pub fn pair(address: &str) -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((address, 0))?;
+    let client = TcpStream::connect(listener.local_addr()?)?;
+    Ok((client, listener.accept()?.0))
+}
+
+/// Ports of a connection's end, its own first.
+pub fn ports(end: &TcpStream) -> io::Result<[u64; 2]> {
+    Ok([end.local_addr()?.port().into(), end.peer_addr()?.port().into()])
 }
 
 /// Bounds the queue of a socket that listens already.
