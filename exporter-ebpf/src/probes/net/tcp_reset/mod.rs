@@ -2,13 +2,16 @@
 
 use crate::btf::KernelTypes;
 use crate::error::ProbeError;
+use crate::features::Feature;
+use crate::flow::{Flow, tcp_state};
 use crate::hook::{Hook, tp_btf};
 use crate::keyed::KeyedByContainer;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
-use crate::record::Names;
+use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use serde::Serialize;
 use std::sync::Arc;
 
 abi!("tcp_reset");
@@ -23,6 +26,7 @@ const RESETS: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "tcp_reset",
     object: bpf_object!("tcp_reset"),
+    needs: &[Feature::RingBuffer],
     hooks: &[
         Hook::any(
             "tcp_send_reset",
@@ -36,6 +40,12 @@ pub const PROBE: Probe = Probe {
     controller: "cpu",
     sized_by_containers: &[("resets", abi::SERIES_OF_ONE)],
     metrics: &[RESETS],
+    events: &[EventDef {
+        kind: "tcp_reset",
+        help: "A TCP connection, or an attempt at one, was reset.",
+        decode,
+        names,
+    }],
     collector: Some(|maps, kernel| {
         let names = names(kernel.types);
         let rest = [abi::DIRECTION_RECEIVED, abi::DIRECTION_SENT].map(|direction| abi::tcp_reset_key {
@@ -77,5 +87,51 @@ fn reason(names: &Names, number: u32) -> Arc<str> {
         Some(name) => name.as_str().into(),
         None if number == abi::NO_REASON => "".into(),
         None => format!("REASON_{number}").into(),
+    }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize)]
+struct Body {
+    direction: &'static str,
+    /// The kernel's reason; absent for what is received, and where the kernel gives none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(flatten)]
+    flow: Option<Flow>,
+    /// Absent where there is no socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
+}
+
+fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::tcp_reset_record = view(bytes)?;
+    let body = Body {
+        direction: direction(record.direction),
+        reason: (record.reason != abi::NO_REASON).then(|| reason(names, record.reason).to_string()),
+        flow: Flow::of(&record.flow),
+        state: tcp_state(record.state),
+    };
+    Decoded::new(Header::from(&record.header), &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/tcp_reset.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let names: Names = [(11, "TCP_ABORT_ON_CLOSE".to_owned())].into();
+        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, include_str!("fixtures/tcp_reset.json"));
+        assert_eq!(decoded.header.value_ns, None);
+        assert!(!decoded.header.stack.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
     }
 }

@@ -4,8 +4,9 @@
  * Hooks: tcp_send_reset, tcp_receive_reset. Key: cgroup of the socket, direction, and reason where the kernel has one.
  */
 #include "probe.h"
-#include "socket.h"
+#include "read_flow.h"
 #include "by_cgroup.h"
+#include "ring.h"
 #include "tcp_reset.h"
 
 struct {
@@ -15,7 +16,7 @@ struct {
 	__type(value, __u64);
 } resets SEC(".maps");
 
-static __always_inline int count(struct sock *sk, __u32 direction, __u32 reason)
+static __always_inline void count(struct sock *sk, __u32 direction, __u32 reason)
 {
 	struct tcp_reset_key key = {
 		.cgroup_id = sk && is_full_socket(sk) ? socket_cgroup_id(sk) : HOST_CGROUP_ID,
@@ -30,6 +31,40 @@ static __always_inline int count(struct sock *sk, __u32 direction, __u32 reason)
 			key.reason = NO_REASON;
 	}
 	count_by_cgroup(&resets, &key, 1);
+}
+
+/* `skb` is the segment that is answered, where there is one. */
+static __always_inline void tell(void *context, struct sock *sk, struct sk_buff *skb, __u32 direction, __u32 reason)
+{
+	struct tcp_reset_record *record = ring_reserve_fact(sizeof(*record), known_cgroup_id(sk));
+	struct packet packet = {};
+
+	if (!record)
+		return;
+	if (is_used_by_current(sk))
+		header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	record->direction = direction;
+	record->reason = reason;
+	record->state = sk ? BPF_CORE_READ(sk, __sk_common.skc_state) : 0;
+	record->_pad = 0;
+	/* A socket that listens has no peer: the segment was for no connection of it. */
+	if (sk && record->state != STATE_LISTEN) {
+		flow_of_socket(&record->flow, sk);
+	} else {
+		if (skb)
+			read_packet(skb, &packet);
+		flow_of_answer(&record->flow, &packet);
+	}
+	bpf_ringbuf_submit(record, 0);
+}
+
+static __always_inline int reset(void *context, struct sock *sk, struct sk_buff *skb, __u32 direction, __u32 reason)
+{
+	if (want_metrics)
+		count(sk, direction, reason);
+	if (want_events)
+		tell(context, sk, skb, direction, reason);
 	return 0;
 }
 
@@ -37,17 +72,17 @@ static __always_inline int count(struct sock *sk, __u32 direction, __u32 reason)
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(tcp_send_reset_with_reason, struct sock *sk, struct sk_buff *skb, __u32 reason)
 {
-	return count(sk, DIRECTION_SENT, reason);
+	return reset(ctx, sk, skb, DIRECTION_SENT, reason);
 }
 
 SEC("tp_btf/tcp_send_reset")
-int BPF_PROG(tcp_send_reset, struct sock *sk)
+int BPF_PROG(tcp_send_reset, struct sock *sk, struct sk_buff *skb)
 {
-	return count(sk, DIRECTION_SENT, NO_REASON);
+	return reset(ctx, sk, skb, DIRECTION_SENT, NO_REASON);
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(tcp_receive_reset, struct sock *sk)
 {
-	return count(sk, DIRECTION_RECEIVED, NO_REASON);
+	return reset(ctx, sk, NULL, DIRECTION_RECEIVED, NO_REASON);
 }

@@ -3,6 +3,7 @@
 #define KPULSE_TCP_RESET_H
 
 #include "record.h"
+#include "flow.h"
 
 #define DIRECTION_RECEIVED 0
 #define DIRECTION_SENT 1
@@ -17,5 +18,15 @@ struct tcp_reset_key {
 	__u32 reason;
 };
 _Static_assert(sizeof(struct tcp_reset_key) == 16, "Rust reads this layout");
+
+struct tcp_reset_record {
+	struct record_header header; /* the task that used the socket, if one did */
+	__u32 direction;
+	__u32 reason;
+	__u32 state; /* 0 = no socket */
+	struct flow flow; /* of the connection, this side first */
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct tcp_reset_record) == 384, "Rust reads this layout");
 
 #endif
