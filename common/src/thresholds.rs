@@ -26,6 +26,8 @@ pub struct Thresholds {
     pub compaction: Compaction,
     /// Tasks in uninterruptible sleep.
     pub task_state: TaskState,
+    /// TCP handshakes.
+    pub tcp_connect: TcpConnect,
     /// How many events of one kind each cgroup may send.
     pub rate_limit: RateLimit,
 }
@@ -151,6 +153,21 @@ pub struct TaskState {
 impl Default for TaskState {
     fn default() -> Self {
         Self { min_stuck: Duration::from_secs(1) }
+    }
+}
+
+/// Thresholds of the probe `tcp_connect`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TcpConnect {
+    /// SYN to established: after 1 s TCP sends a SYN again, so that something was lost or far too late.
+    #[serde(with = "humantime_serde")]
+    pub min_handshake: Duration,
+}
+
+impl Default for TcpConnect {
+    fn default() -> Self {
+        Self { min_handshake: Duration::from_secs(1) }
     }
 }
 

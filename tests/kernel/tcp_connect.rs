@@ -162,3 +162,163 @@ fn a_peer_that_does_not_read_limits_its_sender_as_long_as_the_socket_says() {
     let (low, high) = (told[0] as f64 / 1e9, (told[0] + told[1]) as f64 / 1e9 + 0.02);
     assert!((low - 0.02..=high).contains(&seconds), "{seconds} s, the socket says {low} to {high}");
 }
+
+/// Events of a container's connections, the numbers that `work` returned about them, and the container.
+fn tell(
+    number: u32,
+    threshold: Option<Duration>,
+    work: impl FnOnce() -> io::Result<Vec<u64>>,
+) -> (Vec<Fact>, Vec<u64>, Cgroup) {
+    let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
+    let mut options = wanting(Want::Events);
+    if let Some(threshold) = threshold {
+        options.thresholds.tcp_connect.min_handshake = threshold;
+    }
+    let mut set = load(NAME, &options);
+    assert!(set.status()[0].hooks.iter().all(|status| status.hook != "accept"), "no event needs it");
+    let mut events = set.take_events().expect("the rings open");
+    let told = network::in_namespace(Some(&container), work).expect("the work goes well");
+    let facts = drain_for(&mut events, Duration::from_millis(200));
+    assert_sum_closes(set, &mut events, facts.len());
+    (facts, told, container)
+}
+
+/// A connection to this address whose first SYN is lost, and how long connect() took.
+fn connect_late(address: &'static str) -> io::Result<(TcpStream, u64)> {
+    let listener = TcpListener::bind((address, 0))?;
+    let to = listener.local_addr()?;
+    network::lose_incoming(&listener, 1.0)?;
+    let client = thread::spawn(move || {
+        let begin = Instant::now();
+        TcpStream::connect(to).map(|client| (client, nanoseconds(begin.elapsed())))
+    });
+    until("a repeated SYN", || {
+        (network::counter("TcpExt", "TCPTimeouts").expect("a counter") >= 1).then_some(())
+    });
+    network::lose_nothing(listener.as_raw_fd())?;
+    let connected = client.join().expect("the client ends")?;
+    listener.accept()?;
+    Ok(connected)
+}
+
+/// Asserts who an event is of, and that its value is what the program measured.
+fn assert_client(fact: &Fact, container: &Cgroup, pid: u64, elapsed: u64) {
+    assert_eq!((fact.kind, &fact.body["role"]), ("tcp_connect_slow", &"client".into()));
+    assert_eq!((u64::from(fact.pid), fact.cgroup), (pid, Some(container.cgroup_id())));
+    let value = fact.value_ns.expect("it has a value");
+    assert!(value <= elapsed && value >= elapsed / 10 * 9, "{value} ns, by the program {elapsed}");
+}
+
+fn a_late_handshake_is_an_event(address: &'static str, number: u32) {
+    let (facts, told, container) = tell(number, None, || {
+        let (client, elapsed) = connect_late(address)?;
+        let ports = network::ports(&client)?;
+        let repeats = network::counter("TcpExt", "TCPSynRetrans")?;
+        // A quick one is none.
+        let quick = network::ports(&network::pair(address)?.0)?;
+        Ok(vec![ports[0], ports[1], elapsed, std::process::id().into(), repeats, quick[0], quick[1]])
+    });
+    let ours = of_flow(&facts, [told[0], told[1]]);
+    assert_eq!(ours.len(), 1, "{facts:?}");
+    assert_client(ours[0], &container, told[3], told[2]);
+    assert_address(ours[0], address);
+    assert_eq!(
+        (&ours[0].body["outcome"], &ours[0].body["retransmits"]),
+        (&"established".into(), &told[4].into())
+    );
+    assert!(ours[0].body["errno"].is_null(), "{:?}", ours[0]);
+    assert_eq!(ours[0].threshold_ns, Some(1_000_000_000));
+    assert_eq!(of_flow(&facts, [told[5], told[6]]), Vec::<&Fact>::new());
+}
+
+#[test]
+fn a_late_handshake_of_ipv4_is_an_event_of_who_connects() {
+    needs_root!();
+    a_late_handshake_is_an_event("127.0.0.1", 0xd6);
+}
+
+#[test]
+fn a_late_handshake_of_ipv6_is_an_event_of_who_connects() {
+    needs_root!();
+    a_late_handshake_is_an_event("::1", 0xd7);
+}
+
+#[test]
+fn a_handshake_below_the_threshold_is_no_event() {
+    needs_root!();
+    let (facts, told, _) = tell(0xd8, Some(Duration::from_secs(3600)), || {
+        Ok(network::ports(&connect_late("127.0.0.1")?.0)?.to_vec())
+    });
+    assert_eq!(of_flow(&facts, [told[0], told[1]]), Vec::<&Fact>::new());
+}
+
+#[test]
+fn both_ends_of_a_handshake_have_a_time() {
+    needs_root!();
+    let (facts, told, container) = tell(0xd9, Some(Duration::from_nanos(1)), || {
+        let (client, server) = network::pair("127.0.0.1")?;
+        let ports = network::ports(&client)?;
+        Ok(vec![ports[0], ports[1], round_trip(&server)?])
+    });
+    let (client, server) = (of_flow(&facts, [told[0], told[1]]), of_flow(&facts, [told[1], told[0]]));
+    assert_eq!((client.len(), server.len()), (1, 1), "{facts:?}");
+    assert_eq!((&client[0].body["role"], &server[0].body["role"]), (&"client".into(), &"server".into()));
+    assert_eq!(server[0].value_ns, Some(told[2] * 1000));
+    if !container.is_v1() {
+        assert_eq!(server[0].cgroup, Some(container.cgroup_id()));
+    }
+}
+
+#[test]
+fn failed_handshakes_are_events_with_their_errno() {
+    needs_root!();
+    let (facts, told, container) = tell(0xda, None, || {
+        // Few repeats of the SYN, of which newer kernels add some.
+        std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1")?;
+        let deaf = TcpListener::bind("127.0.0.1:0")?;
+        network::lose_incoming(&deaf, 1.0)?;
+        let begin = Instant::now();
+        let error = TcpStream::connect(deaf.local_addr()?).expect_err("nobody answers");
+        assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+        let (elapsed, repeats) = (nanoseconds(begin.elapsed()), network::counter("TcpExt", "TCPSynRetrans")?);
+        let closed = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        TcpStream::connect(closed).expect_err("nobody listens");
+        let pid = std::process::id().into();
+        Ok(vec![deaf.local_addr()?.port().into(), closed.port().into(), pid, elapsed, repeats])
+    });
+    let to =
+        |port: u64| facts.iter().filter(|fact| fact.body["destination"]["port"] == port).collect::<Vec<_>>();
+    let (late, refused) = (to(told[0]), to(told[1]));
+    assert_eq!((late.len(), refused.len()), (1, 1), "{facts:?}");
+    assert_client(late[0], &container, told[2], told[3]);
+    assert_eq!(
+        (&late[0].body["errno"], &late[0].body["retransmits"]),
+        (&libc::ETIMEDOUT.into(), &told[4].into())
+    );
+    assert_eq!((&refused[0].body["errno"], refused[0].threshold_ns), (&libc::ECONNREFUSED.into(), None));
+    assert!(refused[0].body["source"]["port"].as_u64() > Some(0), "{refused:?}");
+    for fact in [late[0], refused[0]] {
+        assert_eq!((&fact.body["outcome"], fact.cgroup), (&"failed".into(), Some(container.cgroup_id())));
+        assert_address(fact, "127.0.0.1");
+    }
+}
+
+#[test]
+fn who_gives_up_on_a_handshake_is_told_only_if_patient() {
+    needs_root!();
+    const PATIENT: Duration = Duration::from_millis(1200);
+    let (facts, told, container) = tell(0xdb, None, || {
+        let deaf = TcpListener::bind("127.0.0.1:0")?;
+        let address = deaf.local_addr()?;
+        network::lose_incoming(&deaf, 1.0)?;
+        TcpStream::connect_timeout(&address, PATIENT / 24).expect_err("nobody answers");
+        let begin = Instant::now();
+        TcpStream::connect_timeout(&address, PATIENT).expect_err("nobody answers");
+        Ok(vec![address.port().into(), std::process::id().into(), nanoseconds(begin.elapsed())])
+    });
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.body["destination"]["port"] == told[0]).collect();
+    assert_eq!(ours.len(), 1, "{facts:?}");
+    assert_client(ours[0], &container, told[1], told[2]);
+    assert_eq!(ours[0].body["outcome"], "abandoned");
+    assert!(ours[0].body["errno"].is_null(), "{:?}", ours[0]);
+}

@@ -2,13 +2,17 @@
 
 use crate::abi::histogram;
 use crate::error::ProbeError;
+use crate::features::Feature;
+use crate::flow::Flow;
 use crate::hook::{Hook, fexit, tp_btf};
 use crate::keyed::{KeyedByContainer, Nanoseconds};
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, Kernel, Probe};
+use crate::probe::{Collector, EventDef, Kernel, Probe, Want};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use serde::Serialize;
 
 abi!("tcp_connect");
 
@@ -42,6 +46,7 @@ const UNMEASURED: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "tcp_connect",
     object: bpf_object!("tcp_connect"),
+    needs: &[Feature::RingBuffer],
     hooks: &[
         Hook::any("inet_sock_set_state", &[tp_btf("inet_sock_set_state", "inet_sock_set_state")]),
         Hook::optional(
@@ -51,7 +56,8 @@ pub const PROBE: Probe = Probe {
                 fexit("inet_csk_accept", "inet_csk_accept"),
                 tp_btf("sys_exit", "sys_exit"),
             ],
-        ),
+        )
+        .only(Want::Metrics),
     ],
     controller: "cpu",
     sized_by_containers: &[
@@ -61,7 +67,14 @@ pub const PROBE: Probe = Probe {
         ("rwnd_limited", 1),
     ],
     globals: || vec![("tick_ns", tick_ns())],
+    thresholds: |thresholds| vec![thresholds.tcp_connect.min_handshake],
     metrics: &[HANDSHAKE, ACCEPT_WAIT, RTT, RWND_LIMITED, UNMEASURED],
+    events: &[EventDef {
+        kind: "tcp_connect_slow",
+        help: "A TCP handshake took long, or failed.",
+        decode,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, kernel| Ok(Box::new(Reader::open(maps, kernel)?))),
     ..Probe::EMPTY
 };
@@ -140,4 +153,55 @@ fn tick_ns() -> u64 {
     // SAFETY: the clock exists on every Linux, and `resolution` lives through the call.
     unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) };
     resolution.tv_nsec.unsigned_abs()
+}
+
+/// Fields of the event beyond the common ones. The source is this side.
+#[derive(Debug, Serialize)]
+struct Body {
+    role: &'static str,
+    outcome: &'static str,
+    #[serde(flatten)]
+    flow: Option<Flow>,
+    /// How often the SYN was sent again, or the SYN-ACK of a server.
+    retransmits: u32,
+    /// Why it failed, as connect() says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<u32>,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::tcp_connect_record = view(bytes)?;
+    let body = Body {
+        role: role(record.role.into()),
+        outcome: match record.outcome {
+            abi::OUTCOME_ESTABLISHED => "established",
+            abi::OUTCOME_FAILED => "failed",
+            _ => "abandoned",
+        },
+        flow: Flow::of(&record.flow),
+        retransmits: record.retransmits,
+        errno: (record.error != 0).then_some(record.error),
+    };
+    Decoded::new(Header::from(&record.header), &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/tcp_connect_slow.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/tcp_connect_slow.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty());
+        assert!(decoded.header.value_ns >= Some(1_000_000_000));
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
 }
