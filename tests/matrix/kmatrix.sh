@@ -11,6 +11,7 @@
 #   --env NAME=VALUE       environment variable of the command
 #   --modules "a b"        kernel modules to load first, with what they depend on
 #   --disk virtio|nvme|none  an empty 64 MiB disk                   (virtio)
+#   --nic vmxnet3|none     a network card that leads nowhere        (none)
 #   --smp N, --mem MIB     size of a guest                          (2, 768)
 #   --timeout SECONDS      of one guest                             (900)
 #   --stall SECONDS        without a word on its console            (180)
@@ -28,7 +29,7 @@ set -euo pipefail
 source "$(dirname "$0")/../../packaging/environment.sh"
 
 cache=${KPULSE_MATRIX_CACHE:-$CACHE/matrix}
-kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
+kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio nic=none smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
 binaries=() additions=() variables=()
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 work='' guests=()
@@ -50,6 +51,7 @@ parse() {
 		--env) variables+=("$2") ;;
 		--modules) modules=$2 ;;
 		--disk) disk=$2 ;;
+		--nic) nic=$2 ;;
 		--smp) smp=$2 ;;
 		--mem) mem=$2 ;;
 		--timeout) limit=$2 ;;
@@ -226,6 +228,7 @@ build_initrd() {
 	virtio) wanted+=" virtio_pci virtio_blk" ;;
 	nvme) wanted+=" nvme" ;;
 	esac
+	[ "$nic" = none ] || wanted+=" $nic"
 	for module in $wanted; do order_modules "$1" "$module"; done
 	for module in $ordered; do decompress "$(module_file "$1" "$module")" >"$root/modules/$module.ko"; done
 	# shellcheck disable=SC2086 # one line for each module of the list
@@ -282,6 +285,7 @@ boot() {
 	virtio) arguments+=(-device 'virtio-blk-pci,drive=disk') ;;
 	nvme) arguments+=(-device 'nvme,serial=kpulse,drive=disk') ;;
 	esac
+	[ "$nic" = none ] || arguments+=(-netdev 'hubport,id=nowhere,hubid=0' -device "$nic,netdev=nowhere")
 	if [ "$disk" != none ]; then
 		truncate -s 64M "$2.disk"
 		arguments+=(-drive "if=none,id=disk,format=raw,cache=writeback,file=$2.disk")

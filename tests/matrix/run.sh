@@ -23,4 +23,4 @@ for tool in mkfs.ext4 mkfs.xfs; do
 done
 
 exec tests/matrix/kmatrix.sh run "${programs[@]}" --add tests/matrix/guest.sh:/guest.sh --cmd 'sh /guest.sh' \
-	--env KPULSE_MATRIX=1 --modules "sch_tbf loop ext4 xfs" --jobs 2 "$@"
+	--env KPULSE_MATRIX=1 --modules "sch_tbf loop ext4 xfs" --nic vmxnet3 --jobs 2 "$@"

@@ -9,4 +9,15 @@ struct tx_timeout_key {
 };
 _Static_assert(sizeof(struct tx_timeout_key) == 16, "Rust reads this layout");
 
+#define DRIVER_BYTES 32
+
+struct tx_timeout_record {
+	struct record_header header; /* of no task: a timer finds it */
+	__u32 queue;
+	__u32 netns;
+	__u8 device[16];
+	__u8 driver[DRIVER_BYTES]; /* empty for a device without hardware */
+};
+_Static_assert(sizeof(struct tx_timeout_record) == 384, "Rust reads this layout");
+
 #endif
