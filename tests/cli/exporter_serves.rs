@@ -49,6 +49,18 @@ fn promtool_has_nothing_to_say_on_a_live_scrape() {
 }
 
 #[test]
+fn no_series_is_told_twice() {
+    let (mut service, address) = ready(&mut exporter());
+    let page = http::get(&address, "/metrics", "").body;
+    let samples = page.lines().filter(|line| !line.starts_with('#'));
+    let mut series: Vec<&str> = samples.filter_map(|line| Some(line.rsplit_once(' ')?.0)).collect();
+    series.sort_unstable();
+    let twice: Vec<_> = series.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    assert!(series.len() > 100 && twice.is_empty(), "{} series, twice: {twice:?}", series.len());
+    assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
 fn every_probe_and_collector_tells_how_it_fared() {
     let (mut service, address) = ready(&mut exporter());
     let metrics = http::get(&address, "/metrics", "").body;
