@@ -5,8 +5,8 @@ use crate::config::event_probes;
 use anyhow::Result;
 use kpulse_common::event;
 use kpulse_common::thresholds::Thresholds;
-use kpulse_exporter_ebpf::Probe;
 use kpulse_exporter_ebpf::hook::Hook;
+use kpulse_exporter_ebpf::{Probe, Want};
 use serde_json::{Map, Value};
 use std::io::Write;
 
@@ -71,7 +71,7 @@ fn hooks(probe: &Probe) -> String {
     let name = |hook: &Hook| {
         if hook.is_optional { format!("(`{}`)", hook.name) } else { format!("`{}`", hook.name) }
     };
-    probe.hooks.iter().map(name).collect::<Vec<_>>().join(", ")
+    probe.hooks.iter().filter(|hook| hook.serves(Want::Events)).map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// The fields of an object and of those in it, each with its full name, its type and its meaning.

@@ -109,4 +109,9 @@ impl Hook {
     pub const fn only(self, want: Want) -> Self {
         Self { only: Some(want), ..self }
     }
+
+    /// Whether a process that wants this half attaches it.
+    pub fn serves(&self, want: Want) -> bool {
+        self.only.is_none_or(|only| only == want)
+    }
 }

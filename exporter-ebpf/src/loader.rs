@@ -308,7 +308,7 @@ fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf
     if !probe.events.is_empty() {
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
     }
-    for hook in probe.hooks.iter().filter(|hook| hook.only.is_none_or(|only| only == options.want)) {
+    for hook in probe.hooks.iter().filter(|hook| hook.serves(options.want)) {
         match attach_first(&mut ebpf, hook, options, btf) {
             Ok(status) => loaded.hooks.push(status),
             Err(error) if hook.is_optional => loaded.missing.push(error.to_string()),
