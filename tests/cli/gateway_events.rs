@@ -54,6 +54,12 @@ fn is_drop_at(event: &Value, port: u16) -> bool {
     event["kpulse"]["packet_drop"]["destination"]["port"] == port
 }
 
+fn assert_obeys_the_schema(event: &Value) {
+    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
+    let errors: Vec<_> = validator.iter_errors(event).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?} in {event}");
+}
+
 /// One document a line.
 fn documents(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -102,10 +108,8 @@ fn a_dropped_datagram_is_told_with_reason_and_addresses_and_obeys_the_schema() {
         return;
     }
     let (port, events) = told_within_two_seconds(&running);
-    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
     for event in &events {
-        let errors: Vec<_> = validator.iter_errors(event).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{errors:?} in {event}");
+        assert_obeys_the_schema(event);
         let drop = &event["kpulse"]["packet_drop"];
         assert_eq!(drop["destination"]["ip"], "127.0.0.1", "{event}");
         assert_eq!(drop["source"]["ip"], "127.0.0.1", "{event}");
@@ -169,6 +173,7 @@ fn a_short_process_of_a_removed_container_is_named_whole() {
     assert!(child.wait().unwrap().success());
     container.remove().unwrap();
     let event = until("event of the drop", || running.drops(port).pop());
+    assert_obeys_the_schema(&event);
     assert_eq!(event["process"]["pid"], pid, "{event}");
     assert_eq!(event["process"]["name"], "bash", "{event}");
     assert_eq!(event["process"]["executable"], "/bin/bash", "{event}");
@@ -189,13 +194,14 @@ fn exported(number: u32, minutes: u64) -> String {
     let event = serde_json::json!({
         "@timestamp": kpulse_common::clock::rfc3339(time), "ecs": {"version": "8.17"},
         "event": {"id": format!("id-{number}"), "kind": "event", "module": "kpulse", "dataset": "kpulse.events",
-            "action": if number % 2 == 0 { "packet_drop" } else { "runqueue_delay" }},
+            "action": if number.is_multiple_of(2) { "packet_drop" } else { "runqueue_delay" }},
         "host": {}, "container": {"id": format!("{number:064x}"), "name": format!("web-{number}")},
         "process": {"pid": number, "name": "nginx", "thread": {"id": number}},
         "orchestrator": {"type": "kubernetes"}, "kubernetes": {"pod": {"name": format!("shop-{number}")}},
         "kpulse": {"schema": 1, "probe": "x", "cpu": 0, "suppressed": 0, "stack": {"kernel": [format!("f{number}")]},
             "packet_drop": {}},
     });
+    assert_obeys_the_schema(&event);
     event.to_string()
 }
 

@@ -26,8 +26,12 @@ pub(crate) fn fact() -> Fact {
     }
 }
 
+/// The document, which obeys the schema.
 fn decode(document: &Document) -> Value {
-    serde_json::from_str(&document.json).unwrap()
+    let schema = serde_json::from_str(include_str!("../../schema/event.schema.json")).unwrap();
+    let event = serde_json::from_str(&document.json).unwrap();
+    jsonschema::validate(&schema, &event).unwrap();
+    event
 }
 
 fn enrich() -> Enrich {
