@@ -60,17 +60,28 @@ fn a_container_that_wants_huge_pages_compacts_memory() {
     let begin = Instant::now();
     // Stalls of 5.10 may end with nothing tried; those that tried have looked at pages.
     let scanned = || vmstat(&["compact_migrate_scanned"]) - vmstat(&["compact_daemon_migrate_scanned"]);
-    let (stalls, passes, scanned_before) = (vmstat(&["compact_stall"]), vmstat(&["pageoutrun"]), scanned());
-    let is_stalled = || {
-        let is_full = vmstat(&["pageoutrun"]) > passes;
-        is_full && touch_huge_pages(&container, 16) && scanned() > scanned_before
+    let (stalls, passes) = (vmstat(&["compact_stall"]), vmstat(&["pageoutrun"]));
+    let is_ours = |fact: &Fact| fact.cgroup == Some(container.cgroup_id());
+    let (mut facts, mut moments) = (Vec::new(), 0);
+    let is_told = || {
+        let before = (scanned(), vmstat(&["compact_stall"]));
+        if vmstat(&["pageoutrun"]) == passes || !touch_huge_pages(&container, 16) {
+            return false;
+        }
+        moments += u32::from(scanned() > before.0 && vmstat(&["compact_stall"]) > before.1);
+        // In a guest this is a process of its own, which must leave the events to the test; and nobody else is there.
+        if burn::is_guest() {
+            return moments > 0;
+        }
+        facts.extend(drain_for(&mut events, Duration::from_millis(20)));
+        // Others may have stalled in one of these moments, hardly in all.
+        facts.iter().any(is_ours) || moments == 8
     };
-    if !page_cache(is_stalled).expect("files can be read") {
-        skip(module_path!(), "this machine's free memory stays in large blocks");
-        return;
-    }
-    if vmstat(&["compact_stall"]) == stalls {
-        skip(module_path!(), "memory was compacted in the background before a task had to");
+    if !page_cache(is_told).expect("files can be read") {
+        skip(
+            module_path!(),
+            "this machine's free memory stays in large blocks, or is compacted in the background",
+        );
         return;
     }
     let time = begin.elapsed();
@@ -86,8 +97,8 @@ fn a_container_that_wants_huge_pages_compacts_memory() {
     assert!(measured.count() > 0 && measured.count() <= stalls, "{} of {stalls} stalls", measured.count());
     assert!(measured.sum_ns > 0 && Duration::from_nanos(measured.sum_ns) < time);
 
-    let facts = drain_for(&mut events, Duration::from_millis(100));
-    let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id())).collect();
+    facts.extend(drain_for(&mut events, Duration::from_millis(100)));
+    let ours: Vec<&Fact> = facts.iter().filter(|fact| is_ours(fact)).collect();
     assert_eq!(ours.len() as u64, measured.count(), "each call is told once");
     assert!(ours.iter().any(|fact| fact.body["order"] == 9), "a huge page is 2^9 pages: {ours:?}");
     assert!(ours.iter().all(|fact| fact.kind == "compaction" && !fact.kernel_stack.is_empty()));
