@@ -19,8 +19,7 @@ struct {
 
 static __always_inline void tell(struct bpf_perf_event_data *context, __u64 cgroup_id, __u64 duration_ns)
 {
-	struct soft_lockup_record *record =
-		ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_DURATION, duration_ns);
+	struct soft_lockup_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_DURATION, duration_ns);
 
 	if (!record)
 		return;
