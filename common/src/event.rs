@@ -265,7 +265,22 @@ fn id_at(time: SystemTime) -> String {
     Uuid::new_v7(stamp).to_string()
 }
 
-/// The JSON Schema of [`Event`] (draft 2020-12).
+/// The JSON Schema of a part of an event, whole in itself.
+pub fn schema_of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().for_serialize();
+    let settings = settings.with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    if let Value::Object(fields) = &mut schema {
+        fields.remove("title");
+    }
+    forbid_null(&mut schema);
+    schema
+}
+
+/// The JSON Schema of [`Event`] (draft 2020-12); what each kind has of its own is any object here.
 pub fn schema() -> Value {
     let mut schema = SchemaSettings::draft2020_12()
         .for_serialize()

@@ -17,6 +17,7 @@ mod ring;
 mod route;
 mod row;
 mod run;
+mod schema;
 mod sink;
 mod spool;
 mod tally;
@@ -102,7 +103,7 @@ fn start() -> Result<()> {
         }
         Command::Reference => reference::write(std::io::stdout().lock()),
         Command::Schema => {
-            let schema = serde_json::to_string_pretty(&kpulse_common::event::schema())?;
+            let schema = serde_json::to_string_pretty(&schema::whole())?;
             writeln!(std::io::stdout(), "{schema}").context("cannot write the schema")
         }
     }

@@ -2,6 +2,7 @@
 //! the declarations.
 
 use crate::config::event_probes;
+use crate::schema;
 use anyhow::Result;
 use kpulse_common::event;
 use kpulse_common::thresholds::Thresholds;
@@ -35,6 +36,14 @@ const FIELDS: &str = "
 |---|---|---|
 ";
 
+const OWN: &str = "
+## Fields of each kind
+
+Below `kpulse.KIND`. A kind that is not here has none.
+";
+
+const ROWS: &str = "| field | type | what |\n|---|---|---|\n";
+
 /// Deepest field of a document; a schema that refers to itself would have no end.
 const DEPTH_MAX: usize = 8;
 
@@ -49,9 +58,22 @@ pub fn write(mut out: impl Write) -> Result<()> {
         }
     }
     write!(out, "{FIELDS}")?;
-    let schema = event::schema();
+    table(&mut out, &event::schema(), "")?;
+    write!(out, "{OWN}")?;
+    for event in schema::events() {
+        let body = (event.body)();
+        if body.get("properties").is_some() {
+            write!(out, "\n### {}\n\n{ROWS}", event.kind)?;
+            table(&mut out, &body, "")?;
+        }
+    }
+    Ok(())
+}
+
+/// A row for each field of a schema.
+fn table(out: &mut impl Write, schema: &Value, parent: &str) -> Result<()> {
     let mut rows = Vec::new();
-    fields(&schema, &schema, "", DEPTH_MAX, &mut rows);
+    fields(schema, schema, parent, DEPTH_MAX, &mut rows);
     rows.sort();
     for [name, kind, what] in rows {
         writeln!(out, "| `{name}` | {kind} | {what} |")?;
@@ -120,13 +142,17 @@ mod tests {
             assert!(page.contains(&format!("\n| `{kind}` |")), "{kind}");
         }
         assert!(page.contains("`runqueue_latency.min_wait` 50ms"), "{page}");
-        let fields = page.split("## Fields").nth(1).unwrap().lines().filter(|line| line.starts_with("| `"));
+        let fields = page.split_once("## Fields").unwrap().1.lines().filter(|line| line.starts_with("| `"));
         let mut count = 0;
         for line in fields {
             let cells: Vec<&str> = line.split(" | ").collect();
             assert!(cells.len() == 3 && cells[1] != "any" && cells[2].len() > 5, "{line}");
             count += 1;
         }
-        assert!(count > 30 && page.contains("| `process.thread.name` | string |"), "{page}");
+        assert!(
+            page.contains("### packet_drop\n") && page.contains("| `destination.ip` | string |"),
+            "{page}"
+        );
+        assert!(count > 100 && page.contains("| `process.thread.name` | string |"), "{page}");
     }
 }

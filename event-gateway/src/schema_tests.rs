@@ -1,6 +1,7 @@
 //! The committed schema is the generated one, and real documents obey it.
 
 use crate::enrich::Enrich;
+use crate::enrich::tests::{dropped, fact};
 use kpulse_common::container::{CgroupId, Hierarchy};
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::Fact;
@@ -12,7 +13,7 @@ const COMMITTED: &str = include_str!("../schema/event.schema.json");
 
 #[test]
 fn the_committed_schema_is_the_generated_one() {
-    let generated = serde_json::to_string_pretty(&kpulse_common::event::schema()).unwrap() + "\n";
+    let generated = serde_json::to_string_pretty(&crate::schema::whole()).unwrap() + "\n";
     assert!(
         COMMITTED == generated,
         "event-gateway/schema/event.schema.json is stale: write the output of \"kpulse-event-gateway schema\" there"
@@ -52,7 +53,11 @@ fn any_fact() -> impl Strategy<Value = Fact> {
             id,
             hierarchy: if is_v1 { Hierarchy::V1("cpu") } else { Hierarchy::Unified },
         }),
-        body: serde_json::json!({"reason": "NO_SOCKET", "port": field}),
+        body: {
+            let mut body = dropped();
+            body["netns"] = field.into();
+            body
+        },
     })
 }
 
@@ -69,6 +74,25 @@ proptest! {
         prop_assert!(!document.json.contains("null"), "{}", document.json);
         let event: kpulse_common::event::Event = serde_json::from_str(&document.json).unwrap();
         prop_assert_eq!(serde_json::to_value(&event).unwrap(), value);
+    }
+}
+
+/// The fixtures are what real records decode to.
+#[test]
+fn what_a_real_record_of_each_kind_says_obeys_the_schema() {
+    let validator = jsonschema::validator_for(&serde_json::from_str(COMMITTED).unwrap()).unwrap();
+    let mut enrich = Enrich::new(&Paths::default(), BTreeMap::new());
+    let probes = std::path::Path::new("../exporter-ebpf/src/probes");
+    for event in crate::schema::events() {
+        let name = format!("fixtures/{}.json", event.kind);
+        let folders = probes.read_dir().unwrap().flatten().filter_map(|it| it.path().read_dir().ok());
+        let file = folders.flatten().flatten().map(|it| it.path().join(&name)).find(|it| it.exists());
+        let file = file.unwrap_or_else(|| panic!("no probe has {name}"));
+        let body = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let document = enrich.document(Fact { kind: event.kind, body, ..fact() });
+        let value = serde_json::from_str(&document.json).unwrap();
+        let errors: Vec<_> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{}: {errors:?} in {value}", event.kind);
     }
 }
 
@@ -90,7 +114,7 @@ fn the_schema_refuses_what_no_event_may_be() {
         suppressed: 0,
         kernel_stack: vec!["f".to_owned()],
         user_stack: Vec::new(),
-        body: serde_json::json!({"reason": "x"}),
+        body: dropped(),
     };
     let good: Value =
         serde_json::from_str(&Enrich::new(&Paths::default(), BTreeMap::new()).document(fact).json).unwrap();
@@ -104,6 +128,8 @@ fn the_schema_refuses_what_no_event_may_be() {
     bad("/process", Value::Null);
     bad("/process/pid", "1".into());
     bad("/kpulse/packet_drop", "text".into());
+    bad("/kpulse/packet_drop/reason", 7.into());
+    bad("/kpulse/packet_drop/source/port", (-1).into());
     bad("/kpulse/value_ns", (-1).into());
     bad("/kpulse/stack/kernel", serde_json::json!([1]));
     for required in ["@timestamp", "event", "host", "kpulse"] {

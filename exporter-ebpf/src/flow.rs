@@ -1,19 +1,24 @@
 //! Between whom a packet or a connection is: the same names in every event that tells it.
 
 use crate::abi;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Both ends, which stand side by side with the event's other fields.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Flow {
+    /// Where it comes from.
     source: Endpoint,
+    /// Where it goes to.
     destination: Endpoint,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Endpoint {
+    /// Address.
     ip: IpAddr,
+    /// Port; absent for protocols without.
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
 }

@@ -128,6 +128,8 @@ pub struct EventDef {
     pub help: &'static str,
     /// Turns the bytes of a record into fields; pure.
     pub decode: fn(&[u8], &Names) -> Result<Decoded, ProbeError>,
+    /// JSON Schema of the fields, with what each means: `schema_of::<Body>`.
+    pub body: fn() -> serde_json::Value,
     /// Names of kernel numbers that the decoder needs, read once at load.
     pub names: fn(&KernelTypes) -> Names,
 }

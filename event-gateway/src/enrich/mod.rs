@@ -199,4 +199,4 @@ fn body(value: Value) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,6 +7,12 @@ use serde_json::json;
 const ID: &str = "0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c8d9eafb";
 const POD: &str = "8dbc5577-d0e2-4706-8787-57d52c03ddf2";
 
+/// What a real record of a drop says.
+pub(crate) fn dropped() -> Value {
+    let fixture = include_str!("../../../exporter-ebpf/src/probes/net/packet_drop/fixtures/packet_drop.json");
+    serde_json::from_str(fixture).unwrap()
+}
+
 pub(crate) fn fact() -> Fact {
     Fact {
         probe: "packet_drop",
@@ -22,7 +28,7 @@ pub(crate) fn fact() -> Fact {
         suppressed: 3,
         kernel_stack: vec!["kfree_skb".to_owned()],
         user_stack: Vec::new(),
-        body: json!({"reason": "NO_SOCKET", "device": null, "source": {"port": 1, "name": null}}),
+        body: dropped(),
     }
 }
 
@@ -52,7 +58,7 @@ fn names_process_host_and_measurement() {
     assert_eq!(event["labels"], json!({"region": "eu-1"}));
     assert_eq!(event["kpulse"]["suppressed"], 3);
     assert_eq!(event["kpulse"]["stack"], json!({"kernel": ["kfree_skb"]}));
-    assert_eq!(event["kpulse"]["packet_drop"], json!({"reason": "NO_SOCKET", "source": {"port": 1}}));
+    assert_eq!(event["kpulse"]["packet_drop"], dropped());
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(event["host"]["os"]["kernel"], kernel.trim());
     assert!(event.get("container").is_none() && event["kpulse"].get("cgroup").is_none());
@@ -100,6 +106,7 @@ fn a_container_is_named_by_its_cgroup() {
 fn a_body_that_is_no_object_is_kept() {
     assert_eq!(Value::Object(body(json!(7))), json!({"value": 7}));
     assert_eq!(Value::Object(body(Value::Null)), json!({}));
+    assert_eq!(Value::Object(body(json!({"a": null, "b": {"c": 1, "d": null}}))), json!({"b": {"c": 1}}));
 }
 
 /// A container that is there for its process only, in the hierarchy of the records and in another.

@@ -10,7 +10,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, Value};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,9 +96,16 @@ pub const PROBE: Probe = Probe {
             kind: "block_io_slow",
             help: "A block request took long in the device, or waited long for it.",
             decode,
+            body: schema_of::<Body>,
             names: |_| Names::new(),
         },
-        EventDef { kind: "block_io_error", help: "A block request failed.", decode, names: |_| Names::new() },
+        EventDef {
+            kind: "block_io_error",
+            help: "A block request failed.",
+            decode,
+            body: schema_of::<Body>,
+            names: |_| Names::new(),
+        },
     ],
     collector: Some(|maps, kernel| {
         let owners: Table<abi::block_io_owner_key, abi::block_io_owner_value> = maps.table("owners")?;
@@ -238,15 +247,20 @@ fn operation(number: u32) -> &'static str {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     /// The kernel's number of the device, `major:minor`.
     device: String,
+    /// What was asked of the device: `read`, `write`, `flush`, `discard` and the like.
     operation: &'static str,
+    /// Where on the device it begins, in units of 512 bytes.
     sector: u64,
+    /// How much it moves.
     bytes: u32,
+    /// Time in the driver and the device; absent when its start was not seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     d2c_ns: Option<u64>,
+    /// Time from queueing to completion; absent when its start was not seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     q2c_ns: Option<u64>,
     /// The kernel's number of the error; 0 for success.

@@ -8,7 +8,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("irqs_off");
@@ -42,6 +44,7 @@ pub const PROBE: Probe = Probe {
         kind: "irqs_off",
         help: "A CPU kept interrupts off for long while one was due.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { late: maps.table("late")? }))),
@@ -64,7 +67,7 @@ impl Collector for Reader {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     /// What the hypervisor took of the same stretch, which the value leaves out; absent where the kernel does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -8,7 +8,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("soft_lockup");
@@ -32,6 +34,7 @@ pub const PROBE: Probe = Probe {
         kind: "soft_lockup",
         help: "A task keeps a CPU in the kernel without a switch while another one waits for it.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { stretches: maps.table("stretches")? }))),
@@ -52,7 +55,7 @@ impl Collector for Reader {
 }
 
 /// The event has no fields beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {}
 
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {

@@ -8,7 +8,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("softirq");
@@ -54,6 +56,7 @@ pub const PROBE: Probe = Probe {
         kind: "softirq_delay",
         help: "A softirq waited for long between its raise and its handler.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { vectors: maps.table("vectors")? }))),
@@ -84,8 +87,9 @@ impl Collector for Reader {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
+    /// Kind of softirq: `timer`, `net_rx` and the like.
     vector: &'static str,
     /// The handler that ended on the CPU just before: what kept it, where that was another softirq.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,9 +97,11 @@ struct Body {
 }
 
 /// A run of a handler.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Run {
+    /// Kind of softirq: `timer`, `net_rx` and the like.
     vector: &'static str,
+    /// How long it ran.
     duration_ns: u64,
 }
 

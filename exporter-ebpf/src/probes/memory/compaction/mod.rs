@@ -10,7 +10,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, histogram_bound};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -48,6 +50,7 @@ pub const PROBE: Probe = Probe {
         kind: "compaction",
         help: "An allocation had to move other pages out of the way itself, and that took long.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
@@ -131,7 +134,7 @@ fn monotonic_ns() -> u64 {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     /// The allocation was for 2^order pages.
     order: i32,

@@ -10,7 +10,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("direct_reclaim");
@@ -63,6 +65,7 @@ pub const PROBE: Probe = Probe {
         kind: "direct_reclaim",
         help: "An allocation had to free memory itself, and that took long.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
@@ -110,11 +113,13 @@ fn kind(number: u64) -> &'static str {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
+    /// Whether for the machine (`global`) or the limit of a memory cgroup (`memcg`).
     kind: &'static str,
     /// The allocation was for 2^order pages.
     order: i32,
+    /// Pages that it freed.
     reclaimed_pages: u64,
     /// The cgroup whose limit was reached, where the kernel says so.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,9 @@ use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, known, view};
 use crate::symbols::ranges_by_function;
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("oom_kill");
@@ -43,6 +45,7 @@ pub const PROBE: Probe = Probe {
         kind: "oom_kill",
         help: "The OOM killer chose a process.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
@@ -100,7 +103,7 @@ fn kind(number: u64) -> &'static str {
 const NO_LIMIT_PAGES: u64 = (i64::MAX as u64) >> 12;
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     /// Whether the machine (`global`) or a memory cgroup (`memcg`) was out of memory.
     kind: &'static str,
@@ -108,12 +111,16 @@ struct Body {
     trigger: Trigger,
     /// The victim's `/proc/PID/oom_score_adj`.
     score_adjustment: i32,
+    /// The victim's anonymous memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     anon_bytes: Option<u64>,
+    /// The victim's mapped files.
     #[serde(skip_serializing_if = "Option::is_none")]
     file_bytes: Option<u64>,
+    /// The victim's shared memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     shmem_bytes: Option<u64>,
+    /// The victim's address space.
     #[serde(skip_serializing_if = "Option::is_none")]
     virtual_bytes: Option<u64>,
     /// What the victim's memory cgroup used.
@@ -124,10 +131,13 @@ struct Body {
     limit_bytes: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Trigger {
+    /// Process id.
     pid: u32,
+    /// Thread id.
     tid: u32,
+    /// Name of the thread.
     name: String,
 }
 

@@ -13,7 +13,9 @@ use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use crate::symbols::KernelSymbols;
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,6 +54,7 @@ pub const PROBE: Probe = Probe {
         kind: "packet_drop",
         help: "The kernel dropped a packet, other than in the normal life of a connection.",
         decode,
+        body: schema_of::<Body>,
         names: reason::names,
     }],
     collector: Some(|maps, kernel| {
@@ -130,29 +133,37 @@ fn protocol(ethertype: u16, protocol: u8) -> &'static str {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
+    /// Why, in the words of the running kernel; where it gives none, the function that dropped.
     reason: String,
     /// The kernel function that dropped the packet.
     #[serde(skip_serializing_if = "Option::is_none")]
     location: Option<String>,
+    /// What the packet carries: `tcp`, `udp`, `icmp` and the like.
     protocol: &'static str,
     #[serde(flatten)]
     flow: Option<Flow>,
+    /// Length of the packet in bytes.
     length: u32,
+    /// Whether it came `in` or went `out`.
     direction: &'static str,
+    /// Name of the network device.
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
     /// Inode of the network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     netns: Option<u32>,
+    /// What TCP wrote into it.
     #[serde(skip_serializing_if = "Option::is_none")]
     tcp: Option<Tcp>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Tcp {
+    /// Flags that are set.
     flags: Vec<&'static str>,
+    /// Sequence number.
     seq: u32,
 }
 

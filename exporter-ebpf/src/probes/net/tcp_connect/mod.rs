@@ -11,7 +11,9 @@ use crate::probe::{Collector, EventDef, Kernel, Probe, Want};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("tcp_connect");
@@ -73,6 +75,7 @@ pub const PROBE: Probe = Probe {
         kind: "tcp_connect_slow",
         help: "A TCP handshake took long, or failed.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| Ok(Box::new(Reader::open(maps, kernel)?))),
@@ -156,9 +159,11 @@ fn tick_ns() -> u64 {
 }
 
 /// Fields of the event beyond the common ones. The source is this side.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
+    /// Whether it is the `client` or the `server`.
     role: &'static str,
+    /// How the handshake ended.
     outcome: &'static str,
     #[serde(flatten)]
     flow: Option<Flow>,

@@ -10,7 +10,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ pub const PROBE: Probe = Probe {
         kind: "tcp_reset",
         help: "A TCP connection, or an attempt at one, was reset.",
         decode,
+        body: schema_of::<Body>,
         names,
     }],
     collector: Some(|maps, kernel| {
@@ -91,8 +94,9 @@ fn reason(names: &Names, number: u32) -> Arc<str> {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
+    /// Whether the reset was `sent` or `received`.
     direction: &'static str,
     /// The kernel's reason; absent for what is received, and where the kernel gives none.
     #[serde(skip_serializing_if = "Option::is_none")]

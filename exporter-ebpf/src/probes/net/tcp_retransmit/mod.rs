@@ -10,7 +10,9 @@ use crate::probe::{Collector, EventDef, Probe, Want};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("tcp_retransmit");
@@ -44,6 +46,7 @@ pub const PROBE: Probe = Probe {
         kind: "tcp_retransmit",
         help: "TCP sent a segment again.",
         decode,
+        body: schema_of::<Body>,
         names: drop_reason::names,
     }],
     collector: Some(|maps, kernel| {
@@ -86,13 +89,17 @@ fn reason(number: u64) -> &'static str {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     #[serde(flatten)]
     flow: Option<Flow>,
+    /// What made TCP send it again.
     reason: &'static str,
+    /// State of the connection; absent where there is no socket.
     state: Option<&'static str>,
+    /// Sequence number of the first byte.
     seq: u32,
+    /// Segments that were sent again.
     segments: u32,
     /// Segments on their way, this one not yet.
     in_flight: u32,
@@ -107,9 +114,11 @@ struct Body {
     drop_location: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Drop {
+    /// Why, in the words of the running kernel.
     reason: String,
+    /// How long before.
     age_ns: u64,
 }
 

@@ -8,7 +8,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("tx_timeout");
@@ -30,6 +32,7 @@ pub const PROBE: Probe = Probe {
         kind: "tx_timeout",
         help: "A network device did not send for so long that the kernel reset it.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
@@ -48,12 +51,14 @@ impl Collector for Reader {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
+    /// Name of the device.
     device: String,
     /// Absent for a device without hardware.
     #[serde(skip_serializing_if = "Option::is_none")]
     driver: Option<String>,
+    /// Number of its transmit queue.
     queue: u32,
     /// Inode of the network namespace.
     netns: u32,

@@ -9,7 +9,9 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 abi!("runqueue_latency");
@@ -55,6 +57,7 @@ pub const PROBE: Probe = Probe {
         kind: "runqueue_delay",
         help: "A task was runnable for long before it got a CPU.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
@@ -80,16 +83,19 @@ impl Collector for Reader {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     /// Who had the CPU until the task got it.
     occupant: Occupant,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Occupant {
+    /// Process id.
     pid: u32,
+    /// Thread id.
     tid: u32,
+    /// Name of the thread.
     name: String,
 }
 

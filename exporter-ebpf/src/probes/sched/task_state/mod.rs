@@ -10,7 +10,9 @@ use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use crate::scan::Scan;
 use kpulse_common::container::{CgroupId, Hierarchy, Identities};
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples, Value};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,6 +77,7 @@ pub const PROBE: Probe = Probe {
         kind: "task_stuck",
         help: "A task slept uninterruptibly for long, or the kernel found it hung.",
         decode,
+        body: schema_of::<Body>,
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
@@ -171,7 +174,7 @@ impl Tasks {
 }
 
 /// Fields of the event beyond the common ones.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Body {
     /// Whether it sleeps still, and the kernel has found it hung: the value is how long it has slept by then.
     is_hung: bool,
@@ -180,10 +183,13 @@ struct Body {
     waker: Option<Waker>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Waker {
+    /// Process id.
     pid: u32,
+    /// Thread id.
     tid: u32,
+    /// Name of the thread.
     name: String,
 }
 
