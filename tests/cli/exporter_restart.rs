@@ -13,7 +13,7 @@ const PROBE: &str = "runqueue_latency";
 const WAITS: &str = "kpulse_runqueue_latency_seconds_count";
 const START: &str = "process_start_time_seconds";
 /// Enough for the exporter itself, and too few for a probe.
-const FEW_DESCRIPTORS: u64 = 14;
+const FEW_DESCRIPTORS: u64 = 18;
 
 /// The value of the only series that begins so.
 fn value(address: &str, series: &str) -> Option<f64> {

@@ -21,6 +21,7 @@ mod process_life;
 mod qdisc;
 mod receive;
 mod retry;
+mod ring;
 mod runqueue_latency;
 mod soft_lockup;
 mod softirq;
