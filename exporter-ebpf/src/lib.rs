@@ -17,6 +17,7 @@ pub mod life;
 pub mod loader;
 pub mod maps;
 pub mod net_devices;
+mod object;
 pub mod policy;
 pub mod probe;
 pub mod probes;

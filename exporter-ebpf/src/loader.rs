@@ -1,16 +1,17 @@
 //! Fits probes to the running kernel: what is missing disables one probe with its reason, and never another.
 
 use crate::btf::KernelTypes;
-use crate::error::{ProbeError, load_error, may_pass, program_error};
-use crate::features::{Feature, Lack, page_bytes};
+use crate::error::{ProbeError, may_pass, program_error};
+use crate::features::{Feature, Lack};
 use crate::hook::{Attach, Attempt, Hook};
 use crate::maps::Maps;
+use crate::object::ObjectLoader;
 use crate::policy;
 use crate::probe::{Collector, Kernel, Probe, Want};
 use crate::statistics::{self, Statistics};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{Program, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::{Btf, Ebpf};
 use kpulse_common::container::{Hierarchies, Hierarchy, Identities};
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use kpulse_common::paths::Paths;
@@ -150,7 +151,9 @@ impl ProbeSet {
     pub fn load(probes: &[&'static Probe], options: &LoadOptions) -> Self {
         let host = Host::read(options);
         let offered = probes.iter().filter(|probe| probe.offers(options.want));
-        let loaded = offered.map(|probe| load(probe, options, &host)).collect();
+        let mut loader = None;
+        let loaded = offered.map(|probe| load(probe, options, &host, &mut loader)).collect();
+        drop(loader);
         Self { statistics: None, loaded, types: host.types, paths: options.paths.clone() }
     }
 
@@ -261,7 +264,12 @@ impl Host {
     }
 }
 
-fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
+fn load<'h>(
+    probe: &'static Probe,
+    options: &LoadOptions,
+    host: &'h Host,
+    loader: &mut Option<ObjectLoader<'h>>,
+) -> Loaded {
     let hierarchy = host.hierarchies.of(probe.controller);
     let mut loaded = Loaded {
         probe,
@@ -277,7 +285,10 @@ fn load(probe: &'static Probe, options: &LoadOptions, host: &Host) -> Loaded {
         loaded.state = ProbeState::Disabled { why: "turned off by the configuration".into() };
         return loaded;
     }
-    let outcome = needs(probe, options, host).and_then(|btf| attach_all(&mut loaded, options, host, btf));
+    let outcome = needs(probe, options, host).and_then(|btf| {
+        let loader = loader.get_or_insert_with(|| ObjectLoader::new(btf));
+        attach_all(&mut loaded, options, host, btf, loader)
+    });
     if let Err(error) = outcome {
         tracing::warn!(probe = probe.name, %error, "probe is not active");
         // Dropping the object takes out whatever of it had attached.
@@ -299,11 +310,17 @@ fn needs<'h>(probe: &Probe, options: &LoadOptions, host: &'h Host) -> Result<&'h
     missing.map_or(Ok(btf), |lack| Err(lack.into()))
 }
 
-fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf) -> Result<(), ProbeError> {
+fn attach_all(
+    loaded: &mut Loaded,
+    options: &LoadOptions,
+    host: &Host,
+    btf: &Btf,
+    loader: &mut ObjectLoader<'_>,
+) -> Result<(), ProbeError> {
     let probe = loaded.probe;
     let kernel =
         Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy, hooks: &[] };
-    let mut ebpf = load_object(probe, options, loaded.hierarchy, btf)?;
+    let mut ebpf = loader.load(probe, options, loaded.hierarchy)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
     if !probe.events.is_empty() {
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
@@ -321,37 +338,6 @@ fn attach_all(loaded: &mut Loaded, options: &LoadOptions, host: &Host, btf: &Btf
     }
     loaded.ebpf = Some(ebpf);
     Ok(())
-}
-
-fn load_object(
-    probe: &Probe,
-    options: &LoadOptions,
-    hierarchy: Hierarchy,
-    btf: &Btf,
-) -> Result<Ebpf, ProbeError> {
-    let globals = (probe.globals)();
-    let flags = [
-        ("want_metrics", u8::from(options.want == Want::Metrics)),
-        ("want_events", u8::from(options.want == Want::Events)),
-        ("cgroup_v1", u8::from(hierarchy != Hierarchy::Unified)),
-    ];
-    let mut loader = EbpfLoader::new();
-    loader.btf(Some(btf));
-    for (name, value) in &globals {
-        loader.override_global(name, value, false);
-    }
-    for (name, value) in &flags {
-        loader.override_global(name, value, false);
-    }
-    for &(map, factor) in probe.sized_by_containers {
-        // One more for key 0, which holds what finds no room.
-        loader.map_max_entries(map, options.container_max.saturating_add(1).saturating_mul(factor));
-    }
-    if options.want != Want::Events && !probe.events.is_empty() {
-        // The smallest that the kernel makes: nothing will be in them.
-        loader.map_max_entries("events", page_bytes()).map_max_entries("cgroup_policy", 1);
-    }
-    loader.load(probe.object).map_err(|error| load_error(&error))
 }
 
 fn attach_first(
