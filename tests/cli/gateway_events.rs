@@ -198,8 +198,7 @@ fn exported(number: u32, minutes: u64) -> String {
         "host": {}, "container": {"id": format!("{number:064x}"), "name": format!("web-{number}")},
         "process": {"pid": number, "name": "nginx", "thread": {"id": number}},
         "orchestrator": {"type": "kubernetes"}, "kubernetes": {"pod": {"name": format!("shop-{number}")}},
-        "kpulse": {"schema": 1, "probe": "x", "cpu": 0, "suppressed": 0, "stack": {"kernel": [format!("f{number}")]},
-            "packet_drop": {}},
+        "kpulse": {"schema": 1, "probe": "x", "cpu": 0, "suppressed": 0, "stack": {"kernel": [format!("f{number}")]}},
     });
     assert_obeys_the_schema(&event);
     event.to_string()
