@@ -4,7 +4,7 @@
 //! has none.
 
 use crate::error::ProbeError;
-use aya::maps::{Map, MapData};
+use aya::maps::Map;
 use aya::{Ebpf, Pod};
 use std::io;
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ const LOOKUP_ELEM: i32 = 1;
 const UPDATE_ELEM: i32 = 2;
 const DELETE_ELEM: i32 = 3;
 const GET_NEXT_KEY: i32 = 4;
-pub(crate) const LOOKUP_BATCH: i32 = 24;
+const LOOKUP_BATCH: i32 = 24;
 const LOOKUP_AND_DELETE_BATCH: i32 = 25;
 /// What the kernel says where a map type has no batch operations; not among the errors of user space.
 const ENOTSUPP: i32 = 524;
@@ -35,45 +35,110 @@ impl Maps<'_> {
     }
 }
 
-fn map_data(map: &Map) -> Option<(&MapData, bool)> {
-    match map {
-        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::StackTraceMap(data) => {
-            Some((data, false))
-        }
-        Map::PerCpuHashMap(data) | Map::PerCpuLruHashMap(data) | Map::PerCpuArray(data) => Some((data, true)),
-        _ => None,
-    }
-}
-
-/// A hash or array map, typed by its ABI header. It keeps its own descriptor.
-pub struct Table<K, V> {
-    name: String,
+/// A hash or array map by its sizes. It keeps its own descriptor.
+pub(crate) struct RawMap {
     fd: OwnedFd,
+    key_bytes: usize,
+    value_bytes: usize,
     /// Copies of a value: one, or one for each possible CPU.
     copies: usize,
     capacity: u32,
+}
+
+impl RawMap {
+    /// `None` for a map of another type.
+    pub(crate) fn open(map: &Map) -> io::Result<Option<Self>> {
+        let (data, is_per_cpu) = match map {
+            Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::StackTraceMap(data) => {
+                (data, false)
+            }
+            Map::PerCpuHashMap(data) | Map::PerCpuLruHashMap(data) | Map::PerCpuArray(data) => (data, true),
+            _ => return Ok(None),
+        };
+        let info = data.info().map_err(io::Error::other)?;
+        Ok(Some(Self {
+            fd: data.fd().as_fd().try_clone_to_owned()?,
+            key_bytes: info.key_size() as usize,
+            value_bytes: info.value_size() as usize,
+            copies: if is_per_cpu { aya::util::nr_cpus().map_err(|(_, error)| error)? } else { 1 },
+            capacity: info.max_entries(),
+        }))
+    }
+
+    /// How many entries it can hold.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// How many entries there are. Kernels and maps without batches give an error.
+    pub(crate) fn count(&self) -> io::Result<u32> {
+        let mut entries = 0;
+        self.walk(LOOKUP_BATCH, &mut |_, _, read| entries += read)?;
+        Ok(entries)
+    }
+
+    /// Bytes of one value in a system call: every copy is rounded up to eight.
+    fn stride(&self) -> usize {
+        if self.copies == 1 { self.value_bytes } else { self.value_bytes.next_multiple_of(8) * self.copies }
+    }
+
+    /// Goes over all entries in batches: `each` is given keys, values, and how many of both were read.
+    fn walk(&self, command: i32, each: &mut dyn FnMut(&[u8], &[u8], u32)) -> io::Result<()> {
+        let mut position = [0u8; POSITION_BYTES];
+        let (mut size, mut is_first) = (BATCH, true);
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        loop {
+            keys.resize(self.key_bytes * size as usize, 0u8);
+            values.resize(self.stride() * size as usize, 0u8);
+            let mut attributes = BatchAttributes {
+                in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
+                out_batch: position.as_mut_ptr() as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: size,
+                map_fd: self.fd.as_raw_fd().unsigned_abs(),
+                ..BatchAttributes::default()
+            };
+            let outcome = bpf(command, &mut attributes);
+            match outcome.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(()) | Err(Some(libc::ENOENT)) => each(&keys, &values, attributes.count),
+                // One bucket holds more than a batch: nothing was read, a larger buffer can.
+                Err(Some(libc::ENOSPC)) if size < self.capacity.max(BATCH) => {
+                    size *= 2;
+                    continue;
+                }
+                Err(_) => return outcome,
+            }
+            if outcome.is_err() {
+                return Ok(());
+            }
+            is_first = false;
+        }
+    }
+}
+
+/// A hash or array map, typed by its ABI header.
+pub struct Table<K, V> {
+    name: String,
+    map: RawMap,
     types: PhantomData<fn() -> (K, V)>,
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
     fn open(name: &str, map: &Map) -> Result<Self, ProbeError> {
-        let failed = |source| ProbeError::Map { map: name.to_owned(), source };
-        let Some((data, is_per_cpu)) = map_data(map) else {
+        let opened = RawMap::open(map).map_err(|source| ProbeError::Map { map: name.to_owned(), source })?;
+        let Some(map) = opened else {
             return Err(ProbeError::Layout(format!(
                 "the map {name} has another type than a hash or an array"
             )));
         };
-        let info = data.info().map_err(|error| ProbeError::Load(error.to_string()))?;
-        let agreed = (size_of::<K>(), size_of::<V>());
-        if (info.key_size() as usize, info.value_size() as usize) != agreed {
-            let have = (info.key_size(), info.value_size());
+        let (have, agreed) = ((map.key_bytes, map.value_bytes), (size_of::<K>(), size_of::<V>()));
+        if have != agreed {
             return Err(ProbeError::Layout(format!(
                 "the map {name} has sizes {have:?} where {agreed:?} were agreed on"
             )));
         }
-        let copies = if is_per_cpu { aya::util::nr_cpus().map_err(|(_, error)| failed(error))? } else { 1 };
-        let fd = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
-        Ok(Self { name: name.to_owned(), fd, copies, capacity: info.max_entries(), types: PhantomData })
+        Ok(Self { name: name.to_owned(), map, types: PhantomData })
     }
 
     /// Its name in the object.
@@ -83,22 +148,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// How many entries it can hold.
     pub fn capacity(&self) -> u32 {
-        self.capacity
+        self.map.capacity
     }
 
     fn failed(&self, source: io::Error) -> ProbeError {
         ProbeError::Map { map: self.name.clone(), source }
     }
 
-    /// Bytes of one value in a system call: every copy is rounded up to eight.
-    fn stride(&self) -> usize {
-        if self.copies == 1 { size_of::<V>() } else { size_of::<V>().next_multiple_of(8) * self.copies }
-    }
-
     /// The value of a key; per-CPU values summed.
     pub fn get(&self, key: &K) -> Result<Option<V>, ProbeError> {
-        let mut buffer = vec![0u8; self.stride()];
-        let mut attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
+        let mut buffer = vec![0u8; self.map.stride()];
+        let mut attributes = ElementAttributes::new(&self.map.fd, key, buffer.as_mut_ptr());
         match bpf(LOOKUP_ELEM, &mut attributes) {
             Ok(()) => Ok(Some(self.sum(&buffer))),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -108,18 +168,18 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Sets the value of a key, the same for every CPU.
     pub fn set(&self, key: &K, value: &V) -> Result<(), ProbeError> {
-        let mut buffer = vec![0u8; self.stride()];
-        for copy in buffer.chunks_mut(self.stride() / self.copies) {
+        let mut buffer = vec![0u8; self.map.stride()];
+        for copy in buffer.chunks_mut(self.map.stride() / self.map.copies) {
             // SAFETY: V is Pod, and a chunk has at least its size.
             unsafe { copy.as_mut_ptr().cast::<V>().write_unaligned(*value) };
         }
-        let mut attributes = ElementAttributes::new(&self.fd, key, buffer.as_mut_ptr());
+        let mut attributes = ElementAttributes::new(&self.map.fd, key, buffer.as_mut_ptr());
         bpf(UPDATE_ELEM, &mut attributes).map_err(|error| self.failed(error))
     }
 
     /// Removes a key; no error when it is gone already.
     pub fn remove(&self, key: &K) -> Result<(), ProbeError> {
-        let mut attributes = ElementAttributes::new(&self.fd, key, std::ptr::null_mut());
+        let mut attributes = ElementAttributes::new(&self.map.fd, key, std::ptr::null_mut());
         match bpf(DELETE_ELEM, &mut attributes) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(self.failed(error)),
             _ => Ok(()),
@@ -137,51 +197,27 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 
     fn batches(&self, command: i32) -> Result<Vec<(K, V)>, ProbeError> {
-        let mut entries = Vec::new();
-        let mut position = [0u8; POSITION_BYTES];
-        let (mut size, mut is_first) = (BATCH, true);
-        loop {
-            let mut keys: Vec<u8> = vec![0; size_of::<K>() * size as usize];
-            let mut values: Vec<u8> = vec![0; self.stride() * size as usize];
-            let mut attributes = BatchAttributes {
-                in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
-                out_batch: position.as_mut_ptr() as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: size,
-                map_fd: self.fd.as_raw_fd().unsigned_abs(),
-                ..BatchAttributes::default()
-            };
-            let outcome = bpf(command, &mut attributes);
-            match outcome.as_ref().map_err(io::Error::raw_os_error) {
-                Ok(()) | Err(Some(libc::ENOENT)) => {}
-                // One bucket holds more than a batch: nothing was read, a larger buffer can.
-                Err(Some(libc::ENOSPC)) if size < self.capacity.max(BATCH) => {
-                    size *= 2;
-                    continue;
-                }
-                Err(Some(libc::EINVAL | ENOTSUPP)) if is_first => {
-                    return self.one_by_one(command == LOOKUP_AND_DELETE_BATCH);
-                }
-                Err(_) => return outcome.map(|()| entries).map_err(|error| self.failed(error)),
+        let (mut entries, mut is_batched) = (Vec::new(), false);
+        let outcome = self.map.walk(command, &mut |keys, values, read| {
+            is_batched = true;
+            let pairs = keys.chunks(size_of::<K>()).zip(values.chunks(self.map.stride()));
+            entries.extend(pairs.take(read as usize).map(|(key, value)| (read_plain(key), self.sum(value))));
+        });
+        match outcome {
+            Ok(()) => Ok(entries),
+            Err(error) if !is_batched && matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
+                self.one_by_one(command == LOOKUP_AND_DELETE_BATCH)
             }
-            let read = attributes.count as usize;
-            for (key, value) in keys.chunks(size_of::<K>()).zip(values.chunks(self.stride())).take(read) {
-                entries.push((read_plain(key), self.sum(value)));
-            }
-            if outcome.is_err() {
-                return Ok(entries);
-            }
-            is_first = false;
+            Err(error) => Err(self.failed(error)),
         }
     }
 
     fn one_by_one(&self, remove: bool) -> Result<Vec<(K, V)>, ProbeError> {
         let mut keys: Vec<K> = Vec::new();
-        while keys.len() < self.capacity as usize {
+        while keys.len() < self.map.capacity as usize {
             let mut next = vec![0u8; size_of::<K>()];
             let mut attributes =
-                ElementAttributes { map_fd: self.fd.as_raw_fd().unsigned_abs(), ..Default::default() };
+                ElementAttributes { map_fd: self.map.fd.as_raw_fd().unsigned_abs(), ..Default::default() };
             attributes.key = keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
             attributes.value = next.as_mut_ptr() as u64;
             match bpf(GET_NEXT_KEY, &mut attributes) {
@@ -204,10 +240,10 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Per-CPU values are counters throughout, so their sum is the sum of their words.
     fn sum(&self, buffer: &[u8]) -> V {
-        if self.copies == 1 {
+        if self.map.copies == 1 {
             return read_plain(buffer);
         }
-        let mut copies = buffer.chunks(self.stride() / self.copies);
+        let mut copies = buffer.chunks(self.map.stride() / self.map.copies);
         let mut total = copies.next().map(<[u8]>::to_vec).unwrap_or_default();
         for copy in copies {
             for (sum, more) in total.chunks_exact_mut(8).zip(copy.chunks_exact(8)) {
@@ -250,15 +286,15 @@ impl ElementAttributes {
 /// `struct { … } batch` in `union bpf_attr`.
 #[repr(C)]
 #[derive(Default)]
-pub(crate) struct BatchAttributes {
-    pub(crate) in_batch: u64,
-    pub(crate) out_batch: u64,
-    pub(crate) keys: u64,
-    pub(crate) values: u64,
-    pub(crate) count: u32,
-    pub(crate) map_fd: u32,
-    pub(crate) element_flags: u64,
-    pub(crate) flags: u64,
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
 }
 
 /// The kernel answers in `attributes` too: a batch command puts there how many entries it read.

@@ -5,7 +5,7 @@
 //! windows escape. Maps are looked at after each window.
 
 use crate::loader::Loaded;
-use crate::maps::{self, BatchAttributes, LOOKUP_BATCH};
+use crate::maps::{self, RawMap};
 use aya::maps::Map;
 use aya::programs::Program;
 use aya::sys::{Stats, enable_stats};
@@ -21,8 +21,6 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_secs(30);
 /// How long the kernel counts.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Entries of one batch.
-const BATCH: u32 = 512;
 /// Room for `struct bpf_prog_info` as far as its counters.
 const PROG_INFO_BYTES: usize = 208;
 const RUN_TIME_OFFSET: usize = 192;
@@ -165,11 +163,7 @@ struct Watched {
 struct WatchedMap {
     probe: &'static str,
     name: String,
-    fd: OwnedFd,
-    key_bytes: usize,
-    /// Of one entry: every CPU's value, each rounded up to eight bytes, where the map is per CPU.
-    value_bytes: usize,
-    capacity: u32,
+    map: RawMap,
 }
 
 impl Watched {
@@ -204,10 +198,9 @@ impl Watched {
                     is_told = true;
                 }
             }
-            let maps = self
-                .maps
-                .iter()
-                .filter_map(|map| Some((map.probe, map.name.clone(), map.count().ok()?, map.capacity)));
+            let maps = self.maps.iter().filter_map(|map| {
+                Some((map.probe, map.name.clone(), map.map.count().ok()?, map.map.capacity()))
+            });
             let maps = maps.collect();
             lock(&shared.found).maps = maps;
             if !shared.sleep_unless(PERIOD - WINDOW, || !lock(&shared.added).is_empty()) {
@@ -269,54 +262,11 @@ fn descriptor(program: &Program) -> Option<OwnedFd> {
 impl WatchedMap {
     /// `None` for a map that is no hash: its entries are all there from the start, or cannot be counted.
     fn of(probe: &'static str, name: &str, map: &Map) -> io::Result<Option<Self>> {
-        let (map, is_per_cpu) = match map {
-            Map::HashMap(map) | Map::LruHashMap(map) => (map, false),
-            Map::PerCpuHashMap(map) | Map::PerCpuLruHashMap(map) => (map, true),
-            _ => return Ok(None),
-        };
-        let info = map.info().map_err(io::Error::other)?;
-        let copies = if is_per_cpu { aya::util::nr_cpus().map_err(|(_, error)| error)? } else { 1 };
-        Ok(Some(Self {
-            probe,
-            name: name.to_owned(),
-            fd: map.fd().as_fd().try_clone_to_owned()?,
-            key_bytes: info.key_size() as usize,
-            value_bytes: (info.value_size() as usize).next_multiple_of(8) * copies,
-            capacity: info.max_entries(),
-        }))
-    }
-
-    /// How many entries there are. Kernels and maps without batches give an error.
-    fn count(&self) -> io::Result<u32> {
-        // The kernel's position is a key or four bytes.
-        let mut position = vec![0u8; self.key_bytes.max(4)];
-        let mut size = BATCH.min(self.capacity);
-        let (mut entries, mut is_first) = (0u32, true);
-        loop {
-            let mut keys = vec![0u8; self.key_bytes * size as usize];
-            let mut values = vec![0u8; self.value_bytes * size as usize];
-            let mut attributes = BatchAttributes {
-                in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
-                out_batch: position.as_mut_ptr() as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: size,
-                map_fd: self.fd.as_raw_fd().unsigned_abs(),
-                ..BatchAttributes::default()
-            };
-            match maps::bpf(LOOKUP_BATCH, &mut attributes) {
-                Ok(()) => entries += attributes.count,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    return Ok(entries + attributes.count);
-                }
-                // One bucket holds more than a batch: nothing was read, a larger buffer can.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < self.capacity => {
-                    size = (size * 2).min(self.capacity);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            is_first = false;
-        }
+        let is_hash = matches!(
+            map,
+            Map::HashMap(_) | Map::LruHashMap(_) | Map::PerCpuHashMap(_) | Map::PerCpuLruHashMap(_)
+        );
+        let opened = if is_hash { RawMap::open(map)? } else { None };
+        Ok(opened.map(|map| Self { probe, name: name.to_owned(), map }))
     }
 }
