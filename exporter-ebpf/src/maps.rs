@@ -73,7 +73,7 @@ impl RawMap {
     /// How many entries there are. Kernels and maps without batches give an error.
     pub(crate) fn count(&self) -> io::Result<u32> {
         let mut entries = 0;
-        self.walk(LOOKUP_BATCH, &mut |_, _, read| entries += read)?;
+        self.walk(LOOKUP_BATCH, |_, _, read| entries += read)?;
         Ok(entries)
     }
 
@@ -83,7 +83,7 @@ impl RawMap {
     }
 
     /// Goes over all entries in batches: `each` is given keys, values, and how many of both were read.
-    fn walk(&self, command: i32, each: &mut dyn FnMut(&[u8], &[u8], u32)) -> io::Result<()> {
+    fn walk(&self, command: i32, mut each: impl FnMut(&[u8], &[u8], u32)) -> io::Result<()> {
         let mut position = [0u8; POSITION_BYTES];
         let (mut size, mut is_first) = (BATCH, true);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
@@ -198,7 +198,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     fn batches(&self, command: i32) -> Result<Vec<(K, V)>, ProbeError> {
         let (mut entries, mut is_batched) = (Vec::new(), false);
-        let outcome = self.map.walk(command, &mut |keys, values, read| {
+        let outcome = self.map.walk(command, |keys, values, read| {
             is_batched = true;
             let pairs = keys.chunks(size_of::<K>()).zip(values.chunks(self.map.stride()));
             entries.extend(pairs.take(read as usize).map(|(key, value)| (read_plain(key), self.sum(value))));
