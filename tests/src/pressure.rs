@@ -11,6 +11,8 @@ const TIME_MAX: Duration = Duration::from_secs(60);
 /// Free memory above the kernel's reserve that a guest has for its disk's pages, of which there are 64 MiB.
 const GUEST_FREE_KIB: u64 = 32 << 10;
 const STEP: usize = 1 << 20;
+/// Of as many pages that are held one is released.
+const RELEASED_OF: usize = 16;
 
 /// Reads files until free memory has run out and `is_enough`; whether that was reached.
 ///
@@ -24,11 +26,12 @@ pub fn page_cache(mut is_enough: impl FnMut() -> bool) -> io::Result<bool> {
             let reserve = fs::read_to_string("/proc/sys/vm/min_free_kbytes")?.trim().parse::<u64>();
             // kswapd is woken at 5/4 of the reserve.
             let enough = reserve.map_err(io::Error::other)? * 3 / 2 + GUEST_FREE_KIB;
-            while meminfo("MemFree:")? > enough {
+            // What is released below is free again.
+            while meminfo("MemFree:")? + (held.len() * STEP / RELEASED_OF / 1024) as u64 > enough {
                 held.push(std::hint::black_box(vec![1u8; STEP]));
             }
             // The disk's pages then lie between those that are held: no large block is left free.
-            held.iter().try_for_each(|block| release_every_sixteenth_page(block))?;
+            held.iter().try_for_each(|block| release_some_pages(block))?;
             read_until(Path::new("/dev/vda"), begin, &mut is_enough)
                 .and_then(|reached| if reached { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) })
         });
@@ -41,10 +44,10 @@ pub fn page_cache(mut is_enough: impl FnMut() -> bool) -> io::Result<bool> {
     reached
 }
 
-fn release_every_sixteenth_page(block: &[u8]) -> io::Result<()> {
+fn release_some_pages(block: &[u8]) -> io::Result<()> {
     const PAGE: usize = 4096;
     let first = block.as_ptr().align_offset(PAGE);
-    for page in (first..block.len() - PAGE).step_by(16 * PAGE) {
+    for page in (first..block.len() - PAGE).step_by(RELEASED_OF * PAGE) {
         // SAFETY: the page lies in memory of ours that nobody reads again; it comes back zeroed.
         let outcome =
             unsafe { libc::madvise(block[page..].as_ptr().cast_mut().cast(), PAGE, libc::MADV_DONTNEED) };
