@@ -190,8 +190,9 @@ pub struct Kpulse {
     pub schema: u32,
     /// The probe that told it.
     pub probe: String,
-    /// The CPU it happened on.
-    pub cpu: u32,
+    /// The CPU it happened on, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
     /// The cgroup of the task, where the kernel could tell it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<Cgroup>,

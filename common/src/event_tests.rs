@@ -26,7 +26,7 @@ fn smallest(time: SystemTime) -> Event {
     let kpulse = Kpulse {
         schema: SCHEMA_VERSION,
         probe: "packet_drop".to_owned(),
-        cpu: 0,
+        cpu: None,
         cgroup: None,
         value_ns: None,
         threshold_ns: None,

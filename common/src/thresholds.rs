@@ -28,6 +28,8 @@ pub struct Thresholds {
     pub task_state: TaskState,
     /// TCP handshakes.
     pub tcp_connect: TcpConnect,
+    /// CPU quotas of containers.
+    pub cpu_throttled: CpuThrottled,
     /// How many events of one kind each cgroup may send.
     pub rate_limit: RateLimit,
 }
@@ -168,6 +170,39 @@ pub struct TcpConnect {
 impl Default for TcpConnect {
     fn default() -> Self {
         Self { min_handshake: Duration::from_secs(1) }
+    }
+}
+
+/// Thresholds of the probe `cpu_throttled`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CpuThrottled {
+    /// Share of the quota's periods in which the container was stopped: at half of them its requests wait more often than
+    /// not. From above 0 to 1.
+    pub min_share: f64,
+    /// Time over which the share is taken: 10 s are 100 periods of the usual length, so that a start is not told. At least
+    /// 1 s.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+}
+
+impl Default for CpuThrottled {
+    fn default() -> Self {
+        Self { min_share: 0.5, window: Duration::from_secs(10) }
+    }
+}
+
+impl Thresholds {
+    /// What no value of the right type may be: the key, and why.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        let throttled = &self.cpu_throttled;
+        if !(throttled.min_share > 0.0 && throttled.min_share <= 1.0) {
+            return Err(("cpu_throttled.min_share", "must be above 0 and at most 1"));
+        }
+        if throttled.window < Duration::from_secs(1) {
+            return Err(("cpu_throttled.window", "must be at least 1s"));
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, event_probes};
 use crate::sink::local::{FILE, LocalSink};
+use crate::watch;
 use anyhow::{Result, bail};
 use kpulse_common::cli::state_dir;
 use kpulse_exporter_ebpf::{ProbeSet, ProbeState, ProbeStatus};
@@ -12,7 +13,8 @@ pub fn run(config: &Config) -> Result<()> {
     let path = state_dir().join(FILE);
     drop(LocalSink::open(&path, config.output.local.clone())?);
     let probes: Vec<_> = event_probes().collect();
-    let status = ProbeSet::load(&probes, &config.load_options()).status();
+    let mut status = ProbeSet::load(&probes, &config.load_options()).status();
+    status.extend(watch::check(config));
     // A closed stdout does not change the verdict.
     let _ = print(&status, &mut io::stdout().lock());
     let enabled: Vec<_> = status.iter().filter(|it| config.probes.get(it.name) == Some(&true)).collect();

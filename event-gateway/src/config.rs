@@ -3,6 +3,7 @@
 use crate::policies::Override;
 use crate::sink::local::Retention;
 use crate::spool::Capacity;
+use crate::watch;
 use anyhow::Result;
 use kpulse_common::cli::{CommonFlags, Usage};
 use kpulse_common::config::{self, Layers, Value};
@@ -50,7 +51,7 @@ impl Default for Config {
             path: Paths::default(),
             web: Web::default(),
             api: Api::default(),
-            probes: event_probes().map(|probe| (probe.name.to_owned(), true)).collect(),
+            probes: probe_names().map(|name| (name.to_owned(), true)).collect(),
             thresholds: Thresholds::default(),
             overrides: BTreeMap::new(),
             output: Output::default(),
@@ -142,6 +143,9 @@ impl Config {
         if self.output.local.max_age < Duration::from_secs(60) {
             return refuse("output.local.max_age", "must be at least 1m");
         }
+        if let Err((key, why)) = self.thresholds.check() {
+            return refuse(&format!("thresholds.{key}"), why);
+        }
         for (name, own) in &self.overrides {
             if let Err(why) = own.resolve(&self.thresholds) {
                 return refuse(&format!("overrides.{name}"), &why);
@@ -168,9 +172,14 @@ impl Config {
     }
 }
 
-/// The probes that tell events, or what names the processes in them.
+/// The probes of BPF that tell events, or what names the processes in them.
 pub fn event_probes() -> impl Iterator<Item = &'static Probe> {
     probes::ALL.iter().copied().filter(|probe| probe.offers(Want::Events))
+}
+
+/// Every probe that tells events, with BPF and without.
+pub fn probe_names() -> impl Iterator<Item = &'static str> {
+    event_probes().map(|probe| probe.name).chain(watch::ALL.iter().map(|watch| watch.kind.name))
 }
 
 /// The API shows command lines and addresses and asks for no password, so it stays on this machine.
@@ -207,7 +216,7 @@ mod tests {
     fn the_defaults_are_allowed_and_every_event_probe_has_a_switch() {
         let config = Config::default();
         assert!(config.check().is_ok());
-        assert_eq!(config.probes.len(), event_probes().count());
+        assert_eq!(config.probes.len(), probe_names().count(), "no name twice");
         assert!(config.load_options().disabled.is_empty());
     }
 
@@ -224,5 +233,9 @@ mod tests {
         assert!(
             refused(|config| config.output.local.max_age = Duration::ZERO).contains("output.local.max_age")
         );
+        let share = |config: &mut Config| config.thresholds.cpu_throttled.min_share = f64::NAN;
+        assert!(refused(share).contains("thresholds.cpu_throttled.min_share"));
+        let window = |config: &mut Config| config.thresholds.cpu_throttled.window = Duration::ZERO;
+        assert!(refused(window).contains("thresholds.cpu_throttled.window"));
     }
 }

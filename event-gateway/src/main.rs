@@ -21,6 +21,7 @@ mod schema;
 mod sink;
 mod spool;
 mod tally;
+mod watch;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, FromArgMatches};

@@ -2,7 +2,7 @@
 //! containers as these come and go, and the configuration when it is read again; no probe is loaded anew for it.
 
 use crate::config::Config;
-use kpulse_common::container::{Hierarchy, Identities};
+use kpulse_common::container::{ContainerCgroup, Hierarchy, Identities};
 use kpulse_common::thresholds::Thresholds;
 use kpulse_exporter_ebpf::Policies;
 use kpulse_exporter_ebpf::policy::CGROUPS_MAX;
@@ -44,7 +44,16 @@ impl Override {
         }
         let mut whole = serde_json::to_value(machine).map_err(|error| error.to_string())?;
         merge(&mut whole, &Value::Object(self.thresholds.clone()));
-        serde_json::from_value(whole).map_err(|error| format!("has thresholds that cannot be used: {error}"))
+        let resolved: Thresholds = serde_json::from_value(whole)
+            .map_err(|error| format!("has thresholds that cannot be used: {error}"))?;
+        resolved.check().map_err(|(key, why)| format!("has thresholds that cannot be used: {key} {why}"))?;
+        Ok(resolved)
+    }
+
+    /// Whether the path is that of its cgroup, or of one below.
+    fn holds(&self, path: &str) -> bool {
+        let below = path.strip_prefix(self.cgroup.trim_end_matches('/'));
+        !self.cgroup.is_empty() && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     fn fits(&self, labels: &[std::sync::Arc<str>; 4]) -> bool {
@@ -68,21 +77,35 @@ fn merge(into: &mut Value, from: &Value) {
 /// Rules by hierarchy and cgroup id.
 type Own = HashMap<Hierarchy, BTreeMap<u64, Thresholds>>;
 
-/// What the keeper goes by.
+/// The thresholds of a configuration, for the machine and for whom it names.
 #[derive(Debug, Clone, PartialEq)]
-struct Rules {
-    machine: Thresholds,
+pub struct Rules {
+    /// What holds where nothing else does.
+    pub machine: Thresholds,
     /// In the order of their names; of two that fit, the first counts.
     own: Vec<(Override, Thresholds)>,
 }
 
 impl Rules {
-    fn of(config: &Config) -> Self {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> Self {
         let own = config
             .overrides
             .values()
             .filter_map(|it| Some((it.clone(), it.resolve(&config.thresholds).ok()?)));
         Self { machine: config.thresholds.clone(), own: own.collect() }
+    }
+
+    /// The thresholds that hold for a container.
+    pub fn of_container(&self, container: &ContainerCgroup) -> &Thresholds {
+        let own =
+            self.own.iter().find(|(wish, _)| wish.fits(&container.labels) || wish.holds(&container.path));
+        own.map_or(&self.machine, |(_, thresholds)| thresholds)
+    }
+
+    /// Every set of thresholds that may hold somewhere.
+    pub fn all(&self) -> impl Iterator<Item = &Thresholds> {
+        std::iter::once(&self.machine).chain(self.own.iter().map(|(_, thresholds)| thresholds))
     }
 }
 
@@ -228,6 +251,8 @@ mod tests {
         assert!(unknown.contains("block_oi"), "{unknown}");
         let wrong = refused(json!({"cgroup": "/b", "thresholds": {"block_io": {"min_d2c": "soon"}}}));
         assert!(wrong.contains("thresholds"), "{wrong}");
+        let beyond = refused(json!({"cgroup": "/b", "thresholds": {"cpu_throttled": {"min_share": 2.0}}}));
+        assert!(beyond.contains("cpu_throttled.min_share must be"), "{beyond}");
     }
 
     #[test]
@@ -235,6 +260,9 @@ mod tests {
         let labels = ["", "", "web", "0c1d2e3f40516273"].map(Into::into);
         let fits = |name: &str| wish(json!({"container": name})).fits(&labels);
         assert!(fits("web") && fits("0c1d2e3f4051") && fits("0c1d2e3f40516273"));
+        let holds = |cgroup: &str, path: &str| wish(json!({"cgroup": cgroup})).holds(path);
+        assert!(holds("/a/b", "/a/b") && holds("/a/b/", "/a/b/c") && holds("/", "/a"));
+        assert!(!holds("/a/b", "/a/bc") && !holds("/a/b", "/a") && !holds("", "/a"));
         assert!(!fits("we") && !fits("0c1d2e3f405") && !fits("0c1d2e3f405162730") && !fits(""));
     }
 }

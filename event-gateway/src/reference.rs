@@ -3,6 +3,7 @@
 
 use crate::config::event_probes;
 use crate::schema;
+use crate::watch::{self, Watch};
 use anyhow::Result;
 use kpulse_common::event;
 use kpulse_common::thresholds::Thresholds;
@@ -23,7 +24,7 @@ is left out, never null and never zero. `event-gateway/schema/event.schema.json`
 
 A threshold is a key below `thresholds:` of the configuration, with its default. Each belongs to a probe: a kind whose probe
 has none is told each time, and so is a failure. In front of all stands the rate limit, `thresholds.rate_limit`. A hook in
-parentheses is one that not every kernel has.
+parentheses is one that not every kernel has. A probe whose hook is a file or a socket needs neither BPF nor rights.
 
 | kind | what | probe | thresholds of the probe | hooks |
 |---|---|---|---|---|
@@ -51,19 +52,24 @@ const DEPTH_MAX: usize = 8;
 pub fn write(mut out: impl Write) -> Result<()> {
     write!(out, "{HEAD}")?;
     let thresholds = serde_json::to_value(Thresholds::default())?;
+    let mut row = |kind: &str, help: &str, probe: &str, hooks: &str| {
+        writeln!(out, "| `{kind}` | {help} | `{probe}` | {} | {hooks} |", limits(&thresholds, probe))
+    };
     for probe in event_probes() {
         for event in probe.events {
-            let (limits, hooks) = (limits(&thresholds, probe.name), hooks(probe));
-            writeln!(out, "| `{}` | {} | `{}` | {limits} | {hooks} |", event.kind, event.help, probe.name)?;
+            row(event.kind, event.help, probe.name, &hooks(probe))?;
         }
+    }
+    for Watch { kind, hook, hook_kind, .. } in watch::ALL {
+        row(kind.name, kind.help, kind.name, &format!("{hook_kind} `{hook}`"))?;
     }
     write!(out, "{FIELDS}")?;
     table(&mut out, &event::schema(), "")?;
     write!(out, "{OWN}")?;
-    for event in schema::events() {
-        let body = (event.body)();
+    for kind in schema::all_kinds() {
+        let body = (kind.body)();
         if body.get("properties").is_some() {
-            write!(out, "\n### {}\n\n{ROWS}", event.kind)?;
+            write!(out, "\n### {}\n\n{ROWS}", kind.name)?;
             table(&mut out, &body, "")?;
         }
     }
@@ -138,8 +144,8 @@ mod tests {
         let mut page = Vec::new();
         write(&mut page).unwrap();
         let page = String::from_utf8(page).unwrap();
-        for kind in event_probes().flat_map(|probe| probe.events).map(|event| event.kind) {
-            assert!(page.contains(&format!("\n| `{kind}` |")), "{kind}");
+        for kind in schema::all_kinds() {
+            assert!(page.contains(&format!("\n| `{}` |", kind.name)), "{kind:?}");
         }
         assert!(page.contains("`runqueue_latency.min_wait` 50ms"), "{page}");
         let fields = page.split_once("## Fields").unwrap().1.lines().filter(|line| line.starts_with("| `"));

@@ -1,13 +1,14 @@
 //! `kpulse-event-gateway run`: the whole gateway in one process, with the embedded store.
 
-use crate::config::{Config, event_probes};
+use crate::config::{Config, event_probes, probe_names};
 use crate::enrich::{Enrich, Lives};
 use crate::pipeline::Pipeline;
 use crate::policies::Keeper;
-use crate::ring::Ring;
+use crate::ring::{Ring, Rings};
 use crate::sink::local::{FILE, LocalSink};
 use crate::spool::Spool;
 use crate::tally::Tally;
+use crate::watch::{Queue, Watchers};
 use crate::{api, metrics};
 use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
@@ -16,23 +17,25 @@ use kpulse_common::http::{self, Handler, Observability, WebConfig};
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_common::{logging, self_metrics};
-use kpulse_exporter_ebpf::{ProbeSet, ProbeState};
+use kpulse_exporter_ebpf::{ProbeSet, ProbeState, ProbeStatus, tell_status};
 use serde_json::json;
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 /// The probes; `None` until they are loaded, and again once they are detached.
 type Probes = Arc<Mutex<Option<ProbeSet>>>;
 
-/// What comes out of the kernel: events, and what names the processes in them.
+/// What the kernel's programs tell: events, and what names the processes in them.
 type Records = (Option<Box<dyn Ring>>, Option<Box<dyn Lives>>);
 
 /// What the endpoints show.
 struct Shared {
     probes: Probes,
+    /// `None` until they are started, and again once they are to end.
+    watchers: Mutex<Option<Watchers>>,
     spool: Arc<Spool>,
     tally: Arc<Tally>,
     paths: Paths,
@@ -67,6 +70,7 @@ async fn serve(
     let sink = Box::new(LocalSink::open(&store, config.output.local.clone())?);
     let shared = Arc::new(Shared {
         probes: Probes::default(),
+        watchers: Mutex::default(),
         spool: Arc::new(Spool::new(config.capacity())),
         tally: Arc::new(Tally::default()),
         paths: config.path.clone(),
@@ -84,21 +88,25 @@ async fn serve(
         () = shutdown.wait() => return Ok(()),
     };
     let enrich = Enrich::new(&config.path, config.labels.clone()).with_lives(lives);
-    let pipeline = Pipeline::start(ring, enrich, &shared.spool, sink, &shared.tally)?;
+    let watched = Queue::default();
+    *lock(&shared.watchers) = Some(Watchers::start(&config, &watched)?);
+    let ring = Box::new(Rings::new(ring, watched));
+    let pipeline = Pipeline::start(Some(ring), enrich, &shared.spool, sink, &shared.tally)?;
     cli::notify_ready();
-    let active = shared.with_probes(active_probes).unwrap_or(0);
-    tracing::info!(active, probes = event_probes().count(), "ready");
+    let active = shared.status().iter().filter(|probe| probe.state == ProbeState::Active).count();
+    tracing::info!(active, probes = probe_names().count(), "ready");
     // Gone before the probes are: it holds their maps.
     let keeper = shared.with_probes(|probes| keep_rules(probes, &config)).flatten();
-    until_shutdown(config, keeper.as_ref(), common, overrides, shutdown).await?;
+    until_shutdown(config, keeper.as_ref(), &shared, common, overrides, shutdown).await?;
     drop(keeper);
 
     cli::notify_stopping();
     tracing::info!("stopping");
-    let probes = shared.probes.clone();
+    let its = shared.clone();
     let stopping = tokio::task::spawn_blocking(move || {
         // Detached first: then what is in the rings is all there will be.
-        drop(probes.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&its.probes).take());
+        drop(lock(&its.watchers).take());
         pipeline.stop();
     });
     stopping.await.context("the pipeline did not stop")?;
@@ -154,7 +162,7 @@ fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Records>> 
             None
         });
         let lives = lives.map(|lives| Box::new(lives) as Box<dyn Lives>);
-        *probes.lock().unwrap_or_else(PoisonError::into_inner) = Some(set);
+        *lock(&probes) = Some(set);
         // A receiver that is gone means the process is ending.
         let _ = loaded.send((ring, lives));
     };
@@ -181,6 +189,7 @@ fn keep_rules(probes: &ProbeSet, config: &Config) -> Option<Keeper> {
 async fn until_shutdown(
     mut config: Config,
     keeper: Option<&Keeper>,
+    shared: &Shared,
     common: &CommonFlags,
     overrides: &[(String, Value)],
     shutdown: &mut Shutdown,
@@ -189,13 +198,19 @@ async fn until_shutdown(
     loop {
         tokio::select! {
             () = shutdown.wait() => return Ok(()),
-            _ = hang_up.recv() => reload(&mut config, keeper, common, overrides),
+            _ = hang_up.recv() => reload(&mut config, keeper, shared, common, overrides),
         }
     }
 }
 
 /// Takes over the log level and the thresholds; the rest needs a restart, and that is said.
-fn reload(config: &mut Config, keeper: Option<&Keeper>, common: &CommonFlags, overrides: &[(String, Value)]) {
+fn reload(
+    config: &mut Config,
+    keeper: Option<&Keeper>,
+    shared: &Shared,
+    common: &CommonFlags,
+    overrides: &[(String, Value)],
+) {
     let new = match Config::load(common, overrides.to_vec()) {
         Ok(new) => new,
         Err(error) => return tracing::error!("the configuration stays as it was: {error:#}"),
@@ -204,6 +219,9 @@ fn reload(config: &mut Config, keeper: Option<&Keeper>, common: &CommonFlags, ov
         tracing::error!("the log level stays as it was: {error}");
     }
     config.log.level = new.log.level;
+    if let Some(watchers) = &*lock(&shared.watchers) {
+        watchers.change(&new);
+    }
     if let Some(keeper) = keeper {
         keeper.change(&new);
         config.thresholds = new.thresholds.clone();
@@ -226,19 +244,30 @@ fn observability(shared: Arc<Shared>) -> Handler {
     observability.handler()
 }
 
-fn active_probes(set: &ProbeSet) -> usize {
-    set.status().iter().filter(|probe| probe.state == ProbeState::Active).count()
+/// What is in it is whole at any time, so a poisoned lock is still good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     fn probe_states(&self) -> serde_json::Value {
-        let loading =
-            || event_probes().map(|probe| json!({"name": probe.name, "state": "loading"})).collect();
-        self.with_probes(|set| json!(set.status())).unwrap_or_else(loading)
+        let loading = || probe_names().map(|name| json!({"name": name, "state": "loading"})).collect();
+        self.with_probes(|_| ()).map_or_else(loading, |()| json!(self.status()))
+    }
+
+    /// Every probe, with BPF and without.
+    fn status(&self) -> Vec<ProbeStatus> {
+        let mut status = self.with_probes(ProbeSet::status).unwrap_or_default();
+        status.extend(self.watched());
+        status
+    }
+
+    fn watched(&self) -> Vec<ProbeStatus> {
+        lock(&self.watchers).as_ref().map_or_else(Vec::new, Watchers::status)
     }
 
     fn with_probes<T>(&self, show: impl FnOnce(&ProbeSet) -> T) -> Option<T> {
-        self.probes.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(show)
+        lock(&self.probes).as_ref().map(show)
     }
 
     fn samples(&self) -> Samples {
@@ -246,6 +275,7 @@ impl Shared {
         self_metrics::build_info("kpulse-event-gateway", &mut out);
         self_metrics::process(&self.paths, &mut out);
         self.with_probes(|set| set.self_metrics(&mut out));
+        tell_status(&self.watched(), &mut out);
         metrics::pipeline(&self.spool, &self.tally, "local", &mut out);
         out
     }

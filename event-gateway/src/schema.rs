@@ -1,25 +1,38 @@
 //! The JSON Schema of all documents: what they share, and what each kind has of its own.
 
 use crate::config::event_probes;
+use crate::watch;
 use kpulse_common::event;
-use kpulse_exporter_ebpf::EventDef;
 use serde_json::Value;
+
+/// A kind of event, whoever tells it.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// `event.action` of its documents, and the name of the object that holds its own fields.
+    pub name: &'static str,
+    /// What the event says, in one sentence.
+    pub help: &'static str,
+    /// JSON Schema of the fields, with what each means.
+    pub body: fn() -> Value,
+}
 
 /// The whole schema. A kind that it does not know may have any fields: a later version has more of them.
 pub fn whole() -> Value {
     let mut schema = event::schema();
     let kinds = schema.pointer_mut("/$defs/Kpulse/properties").and_then(Value::as_object_mut);
     let kinds = kinds.expect("the type has this field");
-    for event in events() {
-        let mut body = (event.body)();
+    for kind in all_kinds() {
+        let mut body = (kind.body)();
         // The kind says more than the name of a type.
-        body["description"] = event.help.into();
-        kinds.insert(event.kind.to_owned(), body);
+        body["description"] = kind.help.into();
+        kinds.insert(kind.name.to_owned(), body);
     }
     schema
 }
 
 /// Every kind of event.
-pub fn events() -> impl Iterator<Item = &'static EventDef> {
-    event_probes().flat_map(|probe| probe.events)
+pub fn all_kinds() -> impl Iterator<Item = Kind> {
+    let of_bpf = event_probes().flat_map(|probe| probe.events);
+    let of_bpf = of_bpf.map(|event| Kind { name: event.kind, help: event.help, body: event.body });
+    of_bpf.chain(watch::ALL.iter().map(|watch| watch.kind))
 }

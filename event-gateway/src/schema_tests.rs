@@ -83,16 +83,17 @@ fn what_a_real_record_of_each_kind_says_obeys_the_schema() {
     let validator = jsonschema::validator_for(&serde_json::from_str(COMMITTED).unwrap()).unwrap();
     let mut enrich = Enrich::new(&Paths::default(), BTreeMap::new());
     let probes = std::path::Path::new("../exporter-ebpf/src/probes");
-    for event in crate::schema::events() {
-        let name = format!("fixtures/{}.json", event.kind);
+    for kind in crate::schema::all_kinds() {
+        let name = format!("fixtures/{}.json", kind.name);
         let folders = probes.read_dir().unwrap().flatten().filter_map(|it| it.path().read_dir().ok());
-        let file = folders.flatten().flatten().map(|it| it.path().join(&name)).find(|it| it.exists());
+        let files = folders.flatten().flatten().map(|it| it.path().join(&name));
+        let file = files.chain([std::path::Path::new("src/watch").join(&name)]).find(|it| it.exists());
         let file = file.unwrap_or_else(|| panic!("no probe has {name}"));
         let body = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-        let document = enrich.document(Fact { kind: event.kind, body, ..fact() });
+        let document = enrich.document(Fact { kind: kind.name, body, ..fact() });
         let value = serde_json::from_str(&document.json).unwrap();
         let errors: Vec<_> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{}: {errors:?} in {value}", event.kind);
+        assert!(errors.is_empty(), "{}: {errors:?} in {value}", kind.name);
     }
 }
 

@@ -29,7 +29,7 @@ pub mod symbols;
 
 pub use error::ProbeError;
 pub use features::{Finding, doctor};
-pub use loader::{HookStatus, LoadOptions, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS};
+pub use loader::{HookStatus, LoadOptions, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS, tell_status};
 pub use policy::Policies;
 pub use probe::{Collector, EventDef, Probe, Want};
-pub use ring::{EventStream, Fact, Loss};
+pub use ring::{EventStream, Fact, Loss, NO_CPU};

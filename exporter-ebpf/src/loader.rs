@@ -228,17 +228,22 @@ impl ProbeSet {
 
     /// `kpulse_probe_up` and `kpulse_probe_info`; after [`ProbeSet::watch_cost`] also what the probes cost.
     pub fn self_metrics(&self, out: &mut Samples) {
-        for loaded in &self.loaded {
-            let is_up = loaded.state == ProbeState::Active;
-            out.number(&PROBE_UP, &[loaded.probe.name], f64::from(u8::from(is_up)));
-        }
-        for loaded in &self.loaded {
-            for hook in &loaded.hooks {
-                out.number(&PROBE_INFO, &[loaded.probe.name, hook.hook, hook.kind], 1.0);
-            }
-        }
+        tell_status(&self.status(), out);
         if let Some(statistics) = &self.statistics {
             statistics.tell(out);
+        }
+    }
+}
+
+/// `kpulse_probe_up` and `kpulse_probe_info` of probes.
+pub fn tell_status(probes: &[ProbeStatus], out: &mut Samples) {
+    for probe in probes {
+        let is_up = probe.state == ProbeState::Active;
+        out.number(&PROBE_UP, &[probe.name], f64::from(u8::from(is_up)));
+    }
+    for probe in probes {
+        for hook in &probe.hooks {
+            out.number(&PROBE_INFO, &[probe.name, hook.hook, hook.kind], 1.0);
         }
     }
 }

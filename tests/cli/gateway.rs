@@ -1,7 +1,8 @@
 //! What kpulse-event-gateway says when it cannot do what it is told.
 
 use kpulse_tests::process::{Ended, Service, command, run};
-use kpulse_tests::{binary, is_root, skip};
+use kpulse_tests::{binary, http, is_root, skip, until};
+use serde_json::Value;
 use std::ffi::CString;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -35,6 +36,59 @@ impl Gateway {
         command.env("KPULSE_GATEWAY__API__LISTEN_ADDRESS", "127.0.0.1:0");
         command
     }
+}
+
+const SCHEMA: &str = include_str!("../../event-gateway/schema/event.schema.json");
+
+/// A gateway that is ready, with its two addresses.
+pub struct Running {
+    pub service: Service,
+    pub web: String,
+    pub api: String,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let service = Service::start(command);
+        let (web, api) =
+            (service.logged("message=listening", "web"), service.logged("message=listening", "api"));
+        service.line("message=ready");
+        Self { service, web, api }
+    }
+
+    pub fn metrics(&self) -> String {
+        http::get(&self.web, "/metrics", "").body
+    }
+
+    /// The newest events of a kind.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
+        let path = format!("/api/v1/events?since=1m&kind={kind}&limit=1000");
+        serde_json::from_str(&http::get(&self.api, &path, "").body).unwrap()
+    }
+
+    /// Waits until what a probe counted is stored or lost with a reason, and is this much at least.
+    pub fn accounts_for(&self, probe: &str, least: u64) {
+        until("equal sums", || {
+            let metrics = self.metrics();
+            let of = |family| sum(&metrics, family, probe);
+            let accounted = of("kpulse_events_stored_total") + of("kpulse_records_lost_total");
+            (of("kpulse_events_produced_total") == accounted && accounted >= least).then_some(())
+        });
+    }
+}
+
+/// The sum of a family's series of one probe.
+fn sum(metrics: &str, family: &str, probe: &str) -> u64 {
+    let start = format!("{family}{{probe=\"{probe}\"");
+    let values =
+        metrics.lines().filter(|line| line.starts_with(&start)).filter_map(|line| line.rsplit(' ').next());
+    values.map(|value| value.parse::<u64>().unwrap()).sum()
+}
+
+pub fn assert_obeys_the_schema(event: &Value) {
+    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
+    let errors: Vec<_> = validator.iter_errors(event).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?} in {event}");
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -238,5 +292,5 @@ fn help_version_and_schema_are_printed() {
     }
     let schema = run(&mut gateway.command("schema"));
     assert_eq!(schema.code, Some(0));
-    assert_eq!(schema.stdout, include_str!("../../event-gateway/schema/event.schema.json"));
+    assert_eq!(schema.stdout, SCHEMA);
 }

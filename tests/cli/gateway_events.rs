@@ -1,8 +1,8 @@
 //! What kpulse-event-gateway tells: real facts of this kernel, from the ring to the reader.
 
-use crate::gateway::{Gateway, SmallDisk};
+use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
-use kpulse_tests::process::{Service, run};
+use kpulse_tests::process::run;
 use kpulse_tests::{http, is_root, skip, until};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -10,33 +10,10 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const SCHEMA: &str = include_str!("../../event-gateway/schema/event.schema.json");
-
-/// A gateway that is ready, with its two addresses.
-struct Running {
-    service: Service,
-    web: String,
-    api: String,
-}
-
 impl Running {
-    fn start(command: &mut Command) -> Self {
-        let service = Service::start(command);
-        let (web, api) =
-            (service.logged("message=listening", "web"), service.logged("message=listening", "api"));
-        service.line("message=ready");
-        Self { service, web, api }
-    }
-
-    fn metrics(&self) -> String {
-        http::get(&self.web, "/metrics", "").body
-    }
-
     /// The events of drops at this port.
     fn drops(&self, port: u16) -> Vec<Value> {
-        let body = http::get(&self.api, "/api/v1/events?since=1m&kind=packet_drop&limit=1000", "").body;
-        let events: Vec<Value> = serde_json::from_str(&body).unwrap();
-        events.into_iter().filter(|event| is_drop_at(event, port)).collect()
+        self.events("packet_drop").into_iter().filter(|event| is_drop_at(event, port)).collect()
     }
 
     /// Whether drops can be told here; else the reason is printed.
@@ -54,23 +31,9 @@ fn is_drop_at(event: &Value, port: u16) -> bool {
     event["kpulse"]["packet_drop"]["destination"]["port"] == port
 }
 
-fn assert_obeys_the_schema(event: &Value) {
-    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
-    let errors: Vec<_> = validator.iter_errors(event).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{errors:?} in {event}");
-}
-
 /// One document a line.
 fn documents(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The sum of a family's series of one probe.
-fn sum(metrics: &str, family: &str, probe: &str) -> u64 {
-    let start = format!("{family}{{probe=\"{probe}\"");
-    let values =
-        metrics.lines().filter(|line| line.starts_with(&start)).filter_map(|line| line.rsplit(' ').next());
-    values.map(|value| value.parse::<u64>().unwrap()).sum()
 }
 
 /// Sends datagrams to a port that nobody listens at, which the kernel drops, and gives back the port.
@@ -117,12 +80,7 @@ fn a_dropped_datagram_is_told_with_reason_and_addresses_and_obeys_the_schema() {
         assert!(drop["reason"].is_string() || drop["location"].is_string(), "{event}");
     }
     // What the kernel counted is stored or lost with a reason, once the machine is quiet for a moment.
-    until("equal sums", || {
-        let metrics = running.metrics();
-        let probe = |family| sum(&metrics, family, "packet_drop");
-        let accounted = probe("kpulse_events_stored_total") + probe("kpulse_records_lost_total");
-        (probe("kpulse_events_produced_total") == accounted && accounted >= 3).then_some(())
-    });
+    running.accounts_for("packet_drop", 3);
     assert!(http::get(&running.api, "/", "").body.contains("packet_drop"));
     assert_eq!(http::get(&running.api, "/", "Host: evil.example\r\n").status, 403);
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
@@ -376,10 +334,10 @@ fn a_full_disk_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn as_nobody_it_runs_without_probes_and_says_why() {
+fn as_nobody_it_runs_without_bpf_and_says_why() {
     use std::os::unix::process::CommandExt;
     if !is_root() {
-        return skip("as_nobody_it_runs_without_probes", "only root can become nobody");
+        return skip("as_nobody_it_runs_without_bpf", "only root can become nobody");
     }
     let gateway = Gateway::for_nobody();
     let state = gateway.state.path().join("state");
@@ -392,10 +350,17 @@ fn as_nobody_it_runs_without_probes_and_says_why() {
     };
     let mut running = Running::start(&mut as_nobody("run"));
     let probes: Vec<Value> = serde_json::from_str(&http::get(&running.web, "/probes", "").body).unwrap();
-    assert!(!probes.is_empty() && probes.iter().all(|probe| probe["why"].is_string()), "{probes:?}");
-    let metrics = running.metrics();
+    let needs_no_rights = |probe: &&Value| ["cpu_throttled"].iter().any(|name| probe["name"] == **name);
+    let (watches, bpf): (Vec<_>, Vec<_>) = probes.iter().partition(needs_no_rights);
+    assert!(!bpf.is_empty() && bpf.iter().all(|probe| probe["why"].is_string()), "{bpf:?}");
+    assert!(!watches.is_empty() && watches.iter().all(|probe| probe["state"] == "active"), "{watches:?}");
+    // Counts are read once a second; those of the watches come in one go.
+    let metrics = until("counts", || {
+        Some(running.metrics()).filter(|metrics| metrics.contains("kpulse_events_produced_total{"))
+    });
     assert!(metrics.contains("kpulse_probe_up{probe=\"packet_drop\"} 0\n"), "{metrics}");
-    assert!(!metrics.contains("kpulse_events_produced_total{"), "absent, not zero: {metrics}");
+    let produced = metrics.matches("kpulse_events_produced_total{").count();
+    assert_eq!(produced, watches.len(), "absent, not zero: {metrics}");
     assert_eq!(http::get(&running.api, "/api/v1/events", "").body, "[]\n");
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
     let check = run(&mut as_nobody("check"));

@@ -9,5 +9,6 @@ mod exporter_web;
 mod gateway;
 mod gateway_events;
 mod gateway_rules;
+mod gateway_watches;
 mod profiler;
 mod prometheus;

@@ -3,6 +3,7 @@
 use crate::enrich::Enrich;
 use crate::spool::{Document, Spool};
 use crate::tally::{QUEUE_FULL, Tally};
+use crate::watch::Queue;
 use kpulse_exporter_ebpf::{EventStream, Fact, Loss};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,45 @@ impl Ring for EventStream {
 
     fn produced(&mut self) -> Vec<(&'static str, u64)> {
         EventStream::produced(self)
+    }
+}
+
+/// The rings of BPF, where there are any, and what the watches found.
+pub struct Rings {
+    bpf: Option<Box<dyn Ring>>,
+    watched: Queue,
+}
+
+impl Rings {
+    /// Both as one.
+    pub fn new(bpf: Option<Box<dyn Ring>>, watched: Queue) -> Self {
+        Self { bpf, watched }
+    }
+}
+
+impl Ring for Rings {
+    /// What a watch found waits for a record or the timeout, which is short.
+    fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        self.bpf.as_ref().map_or_else(|| self.watched.wait(timeout), |bpf| bpf.wait(timeout))
+    }
+
+    fn drain(&mut self, each: &mut dyn FnMut(Fact)) {
+        if let Some(bpf) = &mut self.bpf {
+            bpf.drain(each);
+        }
+        self.watched.drain(each);
+    }
+
+    fn losses(&mut self) -> Vec<Loss> {
+        let mut losses = self.bpf.as_mut().map_or_else(Vec::new, |bpf| bpf.losses());
+        losses.extend(self.watched.losses());
+        losses
+    }
+
+    fn produced(&mut self) -> Vec<(&'static str, u64)> {
+        let mut produced = self.bpf.as_mut().map_or_else(Vec::new, |bpf| bpf.produced());
+        produced.extend(self.watched.produced());
+        produced
     }
 }
 
