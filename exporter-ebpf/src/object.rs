@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn finds_the_maps_of_an_object_by_name() {
         let object = |name: &str| probes::ALL.iter().find(|probe| probe.name == name).unwrap().object;
-        assert!(has_any(object("runqueue_latency"), &[b"no_such_map", b"latency"]));
+        assert!(has_any(object("runqueue_latency"), &[b"no_such_map", b"accounts"]));
         assert!(has_any(object("qdisc"), &[b"latency"]));
         assert!(!has_any(object("softirq"), &[b"owners"]) && !has_any(object("qdisc"), &[]));
     }

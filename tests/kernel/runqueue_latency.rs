@@ -3,6 +3,7 @@
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load;
+use std::io::{Read, Write};
 use std::thread;
 
 const NAME: &str = "runqueue_latency";
@@ -70,6 +71,71 @@ fn raw_tracepoints_measure_the_same() {
             .all(|probe| probe.hooks.iter().all(|hook| hook.kind == "raw_tp"))
     );
     measures_what_the_scheduler_counts(&options, 0xa2);
+}
+
+/// Switches of a process and of its only thread, by the kernel: voluntary and involuntary.
+fn switches_of_this_process() -> std::io::Result<[u64; 2]> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    let both = [line("voluntary_ctxt_switches:"), line("nonvoluntary_ctxt_switches:")];
+    Ok(both.map(|count| count.expect("the kernel tells both")))
+}
+
+fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
+    let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
+    let mut set = load(NAME, options);
+    let told = std::env::temp_dir().join(format!("kpulse-switches-{}", std::process::id()));
+    let (mut questions, mut ask) = std::io::pipe().expect("a pipe");
+    let (mut answers, mut answer) = std::io::pipe().expect("a pipe");
+    // All on one CPU: each wake-up is then a part of the other's system call, and each tick gives another the turn.
+    let echo = load::Worker::start(None, || {
+        load::pin(0)?;
+        let mut byte = [0];
+        loop {
+            questions.read_exact(&mut byte)?;
+            answer.write_all(&byte)?;
+        }
+    });
+    let rival = load::Worker::start(None, || load::pin(0).map(|()| load::spin(Duration::from_secs(60))));
+    let (_, went_well) = load::in_child(Some(&container), || {
+        load::pin(0)?;
+        let begin = switches_of_this_process()?;
+        for _ in 0..40 {
+            ask.write_all(&[1])?;
+            answers.read_exact(&mut [0])?;
+        }
+        load::spin(TIME);
+        let end = switches_of_this_process()?;
+        std::fs::write(&told, format!("{} {}", end[0] - begin[0], end[1] - begin[1]))
+    });
+    drop(echo);
+    drop(rival);
+    assert!(went_well);
+    let text = std::fs::read_to_string(&told).expect("the child wrote it");
+    let _ = std::fs::remove_file(&told);
+    let kernels: Vec<u64> = text.split(' ').map(|count| count.parse().expect("a number")).collect();
+    let samples = scrape(&mut set, NAME, &mut identities());
+    let ours = ["voluntary", "involuntary"]
+        .map(|kind| count(&samples, "kpulse_context_switches_total", &[&Cgroup::id(number), kind]));
+    assert!(kernels.iter().all(|count| *count >= 20), "{kernels:?}");
+    for (ours, kernels) in ours.into_iter().zip(kernels) {
+        // Entering the cgroup, writing the file and the end of the process come on top; a task that was preempted on its
+        // way to sleep and woken up then is of the other kind.
+        assert!((kernels - 5..=kernels + 12).contains(&ours), "{ours}, the kernel counted {kernels}");
+    }
+}
+
+#[test]
+fn a_container_switches_as_often_as_the_kernel_says() {
+    needs_root!();
+    counts_switches_as_the_kernel_does(&wanting(Want::Metrics), 0xa6);
+}
+
+#[test]
+fn raw_tracepoints_count_the_same_switches() {
+    needs_root!();
+    let options = LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) };
+    counts_switches_as_the_kernel_does(&options, 0xa7);
 }
 
 #[test]

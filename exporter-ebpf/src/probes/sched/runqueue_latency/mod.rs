@@ -1,6 +1,6 @@
 #![doc = include_str!("README.md")]
 
-use crate::collect::HistogramByContainer;
+use crate::collect::{ByContainer, Entry, Sum, Total};
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
@@ -10,7 +10,7 @@ use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use kpulse_common::container::Identities;
 use kpulse_common::event::schema_of;
-use kpulse_common::metric::{Label, MetricDef, Samples};
+use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, Value};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -21,9 +21,14 @@ const LATENCY: MetricDef = MetricDef::histogram(
     "Time that tasks waited for a CPU, from runnable to running.",
     &[Label::Container],
 );
+const SWITCHES: MetricDef = MetricDef::counter(
+    "kpulse_context_switches_total",
+    "Times that a task got a CPU again after it had given it up (voluntary) or lost it to another (involuntary).",
+    &[Label::Container, Label::Named("kind")],
+);
 const UNMEASURED: MetricDef = MetricDef::counter(
     "kpulse_runqueue_latency_unmeasured_total",
-    "Waits that are missing in the histogram (displaced) or counted in the container ~other (table_full).",
+    "Waits that are missing in histogram and switches (displaced) or counted in the container ~other (table_full).",
     &[Label::Named("reason")],
 );
 
@@ -50,9 +55,9 @@ pub const PROBE: Probe = Probe {
         ),
     ],
     controller: "cpu",
-    sized_by_containers: &[("latency", 1)],
+    sized_by_containers: &[("accounts", 1)],
     thresholds: |thresholds| vec![thresholds.runqueue_latency.min_wait],
-    metrics: &[LATENCY, UNMEASURED],
+    metrics: &[LATENCY, SWITCHES, UNMEASURED],
     events: &[EventDef {
         kind: "runqueue_delay",
         help: "A task was runnable for long before it got a CPU.",
@@ -61,20 +66,62 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| {
-        let latency = HistogramByContainer::new(&LATENCY, maps.table("latency")?, kernel.hierarchy)?;
-        Ok(Box::new(Reader { latency, losses: maps.table("losses")? }))
+        let accounts: Table<u64, abi::runqueue_latency_account> = maps.table("accounts")?;
+        // What finds no room later is counted here.
+        accounts.set(&0, &abi::runqueue_latency_account::default())?;
+        let containers = ByContainer::new(kernel.hierarchy);
+        Ok(Box::new(Reader { accounts, losses: maps.table("losses")?, containers }))
     }),
     ..Probe::EMPTY
 };
 
+/// What is told of one cgroup.
+#[derive(Default)]
+struct Account {
+    waits: Histogram,
+    voluntary: u64,
+    involuntary: u64,
+}
+
+impl Sum for Account {
+    fn add(&mut self, other: &Self) {
+        Sum::add(&mut self.waits, &other.waits);
+        self.voluntary.add(&other.voluntary);
+        self.involuntary.add(&other.involuntary);
+    }
+
+    fn is_zero(&self) -> bool {
+        self.waits.is_zero()
+    }
+}
+
+impl From<abi::runqueue_latency_account> for Account {
+    fn from(raw: abi::runqueue_latency_account) -> Self {
+        Self { waits: raw.waits.into(), voluntary: raw.voluntary, involuntary: raw.involuntary }
+    }
+}
+
 struct Reader {
-    latency: HistogramByContainer,
+    accounts: Table<u64, abi::runqueue_latency_account>,
     losses: Table<u32, abi::runqueue_latency_value>,
+    containers: ByContainer<Account>,
 }
 
 impl Collector for Reader {
     fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
-        self.latency.collect(identities, out)?;
+        let entries = self.accounts.entries()?.into_iter().map(|(cgroup_id, account)| Entry {
+            cgroup_id,
+            labels: Vec::new(),
+            total: Account::from(account),
+        });
+        let gone = self.containers.report_each(entries.collect(), identities, |labels, account| {
+            for (kind, count) in [("voluntary", account.voluntary), ("involuntary", account.involuntary)] {
+                let labels = labels.iter().cloned().chain([kind.into()]).collect::<Vec<_>>();
+                out.push(&SWITCHES, labels, Value::Count(count));
+            }
+            out.push(&LATENCY, labels, account.waits.into_value());
+        });
+        gone.iter().try_for_each(|id| self.accounts.remove(id))?;
         let losses = self.losses.get(&0)?.unwrap_or_default();
         out.count(&UNMEASURED, &["displaced"], losses.displaced);
         out.count(&UNMEASURED, &["table_full"], losses.table_full);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Run-queue latency: from runnable to running, after a wake-up or a preemption.
+ * Run-queue latency: from runnable to running, after a wake-up or a preemption; and which of both it was.
  * Hooks: sched_wakeup, sched_wakeup_new, sched_switch. Key: the cgroup of the task that waited.
  * All three run with interrupts off, so per-CPU values need no atomics.
  */
@@ -12,9 +12,10 @@
 #include "runqueue_latency.h"
 
 /*
- * Since when a task is runnable: a word for each value of a pid's low bits, holding the time above the pid's high
- * bits. Array look-ups are inlined and a store is atomic, so this is cheaper than a hash map and works where
- * task storage (5.11) does not. Tasks whose pids share their low bits displace each other, which is counted.
+ * Since when a task is runnable, and why: a word for each value of a pid's low bits, holding the time above the
+ * origin and the pid's high bits. Array look-ups are inlined and a store is atomic, so this is cheaper than a hash map
+ * and works where task storage (5.11) does not. Tasks whose pids share their low bits displace each other, which is
+ * counted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -23,20 +24,32 @@ struct {
 	__type(value, __u64);
 } runnable SEC(".maps");
 
+#define ORIGIN_NEW 0
+#define ORIGIN_WOKEN 1
+#define ORIGIN_PREEMPTED 2
+#define ORIGIN_BITS 2
+/* What is left for the time wraps every 2.3 years, so that only differences mean something. */
+#define TIME_SHIFT (ORIGIN_BITS + RUNNABLE_PID_BITS)
+
+struct wait {
+	__u64 ns; /* 0: its beginning was not seen */
+	__u32 origin;
+};
+
 /* Bound: the loader's container_max. Key 0 holds what found no room. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 512);
 	__type(key, __u64);
-	__type(value, struct histogram);
-} latency SEC(".maps");
+	__type(value, struct runqueue_latency_account);
+} accounts SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct histogram);
-} zero_histogram SEC(".maps");
+	__type(value, struct runqueue_latency_account);
+} zero_account SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -52,53 +65,64 @@ static __always_inline struct runqueue_latency_value *loss_counters(void)
 	return bpf_map_lookup_elem(&losses, &zero);
 }
 
-static __always_inline struct histogram *latency_of(__u64 cgroup_id)
+static __always_inline struct runqueue_latency_account *account_of(__u64 cgroup_id)
 {
-	struct histogram *histogram = bpf_map_lookup_elem(&latency, &cgroup_id);
+	struct runqueue_latency_account *account = bpf_map_lookup_elem(&accounts, &cgroup_id);
 	__u32 zero = 0;
 
-	if (histogram)
-		return histogram;
-	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
+	if (account)
+		return account;
+	struct runqueue_latency_account *empty = bpf_map_lookup_elem(&zero_account, &zero);
 	if (!empty)
 		return NULL;
-	if (!bpf_map_update_elem(&latency, &cgroup_id, empty, BPF_NOEXIST))
-		return bpf_map_lookup_elem(&latency, &cgroup_id);
+	/* Another CPU may make it at the same time: that it is there counts, not who made it. */
+	bpf_map_update_elem(&accounts, &cgroup_id, empty, BPF_NOEXIST);
+	account = bpf_map_lookup_elem(&accounts, &cgroup_id);
+	if (account)
+		return account;
 	struct runqueue_latency_value *loss = loss_counters();
 	if (loss)
 		loss->table_full++;
 	cgroup_id = 0;
-	return bpf_map_lookup_elem(&latency, &cgroup_id);
+	return bpf_map_lookup_elem(&accounts, &cgroup_id);
 }
 
-static __always_inline void mark_runnable(__u32 tid, __u64 now_ns)
+/* What tells apart the tasks that share an index, below the time and the origin. */
+static __always_inline __u32 pid_tag(__u32 tid)
+{
+	return tid >> RUNNABLE_INDEX_BITS & ((1 << RUNNABLE_PID_BITS) - 1);
+}
+
+static __always_inline void mark_runnable(__u32 tid, __u32 origin, __u64 now_ns)
 {
 	__u32 index = tid & ((1 << RUNNABLE_INDEX_BITS) - 1);
 	__u64 *since = bpf_map_lookup_elem(&runnable, &index);
 
 	if (since)
-		*since = now_ns << RUNNABLE_TAG_BITS | tid >> RUNNABLE_INDEX_BITS;
+		*since = now_ns << TIME_SHIFT | origin << RUNNABLE_PID_BITS | pid_tag(tid);
 }
 
-/* Nanoseconds since the task became runnable; 0 when that was not seen. */
-static __always_inline __u64 take_runnable(__u32 tid, __u64 now_ns)
+static __always_inline struct wait take_runnable(__u32 tid, __u64 now_ns)
 {
 	__u32 index = tid & ((1 << RUNNABLE_INDEX_BITS) - 1);
 	__u64 *since = bpf_map_lookup_elem(&runnable, &index);
+	struct wait wait = {};
 
 	if (!since || !*since)
-		return 0;
+		return wait;
 	__u64 word = *since;
-	if ((word & ((1 << RUNNABLE_TAG_BITS) - 1)) != tid >> RUNNABLE_INDEX_BITS) {
+	if ((word & ((1 << RUNNABLE_PID_BITS) - 1)) != pid_tag(tid)) {
 		struct runqueue_latency_value *loss = loss_counters();
 		if (loss)
 			loss->displaced++;
-		return 0;
+		return wait;
 	}
 	*since = 0;
-	__u64 waited_ns = now_ns - (word >> RUNNABLE_TAG_BITS);
+	__s64 waited_ns = (__s64)((now_ns << TIME_SHIFT) - (word >> TIME_SHIFT << TIME_SHIFT)) >> TIME_SHIFT;
 	/* CPUs' clocks may differ by a little: a wait that ends before it began was none. */
-	return (__s64)waited_ns > 0 ? waited_ns : 1;
+	wait.ns = waited_ns > 0 ? waited_ns : 1;
+	wait.origin = word >> RUNNABLE_PID_BITS & ((1 << ORIGIN_BITS) - 1);
+	return wait;
 }
 
 static __always_inline void send_event(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
@@ -118,28 +142,31 @@ static __always_inline void send_event(struct task_struct *prev, struct task_str
 }
 
 static __always_inline void task_ran(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
-				     __u64 waited_ns)
+				     struct wait wait)
 {
 	if (want_metrics) {
-		struct histogram *histogram = latency_of(cgroup_id);
-		if (histogram)
-			histogram_add(histogram, waited_ns);
+		struct runqueue_latency_account *account = account_of(cgroup_id);
+		if (account) {
+			histogram_add(&account->waits, wait.ns);
+			account->voluntary += wait.origin == ORIGIN_WOKEN;
+			account->involuntary += wait.origin == ORIGIN_PREEMPTED;
+		}
 	}
-	if (may_tell(THRESHOLD_WAIT, waited_ns))
-		send_event(prev, next, cgroup_id, waited_ns);
+	if (may_tell(THRESHOLD_WAIT, wait.ns))
+		send_event(prev, next, cgroup_id, wait.ns);
 }
 
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(sched_wakeup, struct task_struct *task)
 {
-	mark_runnable(task->pid, bpf_ktime_get_ns());
+	mark_runnable(task->pid, ORIGIN_WOKEN, bpf_ktime_get_ns());
 	return 0;
 }
 
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(sched_wakeup_new, struct task_struct *task)
 {
-	mark_runnable(task->pid, bpf_ktime_get_ns());
+	mark_runnable(task->pid, ORIGIN_NEW, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -148,14 +175,17 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 {
 	__u64 now_ns = bpf_ktime_get_ns();
 
-	/* Still runnable: it was preempted, and waits from here on. The idle task, pid 0, never waits. */
-	if (prev->pid && !task_state(prev))
-		mark_runnable(prev->pid, now_ns);
+	/*
+	 * Still runnable, as is one that is preempted on its way to sleep: it waits from here on. The idle task, pid 0,
+	 * never waits.
+	 */
+	if (prev->pid && (preempt || !task_state(prev)))
+		mark_runnable(prev->pid, ORIGIN_PREEMPTED, now_ns);
 	if (!next->pid)
 		return 0;
-	__u64 waited_ns = take_runnable(next->pid, now_ns);
-	if (waited_ns && (want_metrics || may_tell(THRESHOLD_WAIT, waited_ns)))
-		task_ran(prev, next, task_cgroup_id(next, cpu_cgrp_id), waited_ns);
+	struct wait wait = take_runnable(next->pid, now_ns);
+	if (wait.ns && (want_metrics || may_tell(THRESHOLD_WAIT, wait.ns)))
+		task_ran(prev, next, task_cgroup_id(next, cpu_cgrp_id), wait);
 	return 0;
 }
 
@@ -164,7 +194,7 @@ int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *task = (void *)context->args[0];
 
-	mark_runnable(BPF_CORE_READ(task, pid), bpf_ktime_get_ns());
+	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_WOKEN, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -173,7 +203,7 @@ int sched_wakeup_new_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *task = (void *)context->args[0];
 
-	mark_runnable(BPF_CORE_READ(task, pid), bpf_ktime_get_ns());
+	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_NEW, bpf_ktime_get_ns());
 	return 0;
 }
 
@@ -183,13 +213,14 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 	struct task_struct *prev = (void *)context->args[1], *next = (void *)context->args[2];
 	__u32 prev_tid = BPF_CORE_READ(prev, pid), next_tid = BPF_CORE_READ(next, pid);
 	__u64 now_ns = bpf_ktime_get_ns();
+	bool preempt = context->args[0];
 
-	if (prev_tid && !read_task_state(prev))
-		mark_runnable(prev_tid, now_ns);
+	if (prev_tid && (preempt || !read_task_state(prev)))
+		mark_runnable(prev_tid, ORIGIN_PREEMPTED, now_ns);
 	if (!next_tid)
 		return 0;
-	__u64 waited_ns = take_runnable(next_tid, now_ns);
-	if (waited_ns && (want_metrics || may_tell(THRESHOLD_WAIT, waited_ns)))
-		task_ran(prev, next, read_task_cgroup_id(next, cpu_cgrp_id), waited_ns);
+	struct wait wait = take_runnable(next_tid, now_ns);
+	if (wait.ns && (want_metrics || may_tell(THRESHOLD_WAIT, wait.ns)))
+		task_ran(prev, next, read_task_cgroup_id(next, cpu_cgrp_id), wait);
 	return 0;
 }

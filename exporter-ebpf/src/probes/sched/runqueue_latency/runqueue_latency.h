@@ -2,11 +2,20 @@
 #ifndef KPULSE_RUNQUEUE_LATENCY_H
 #define KPULSE_RUNQUEUE_LATENCY_H
 
+#include "histogram.h"
 #include "record.h"
 
 /* Low bits of a pid that index `runnable`, and how many bits a pid has above them (the kernel's limit is 2^22). */
 #define RUNNABLE_INDEX_BITS 16
-#define RUNNABLE_TAG_BITS 6
+#define RUNNABLE_PID_BITS 6
+
+/* Waits of one cgroup, and how its tasks had lost the CPU before; a new task had none. */
+struct runqueue_latency_account {
+	struct histogram waits;
+	__u64 voluntary; /* it slept, and was woken up */
+	__u64 involuntary; /* another task took its place */
+};
+_Static_assert(sizeof(struct runqueue_latency_account) == 240, "Rust reads this layout");
 
 /* What the scheduler did that could not be measured, one counter each. */
 struct runqueue_latency_value {
