@@ -1,6 +1,8 @@
 //! Devices, protocols, sockets.
 
 use crate::{Exporter, assert_between, between};
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::{is_root, network, skip, until};
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -35,6 +37,51 @@ fn a_devices_bytes_are_those_of_sysfs_and_grow_by_what_was_sent() {
     }
     let grown = value(&exporter.scrape(), "kpulse_netdev_receive_bytes_total") - received;
     assert!(grown >= 20_000.0, "{grown}");
+}
+
+#[test]
+fn a_containers_devices_count_for_it_and_its_loopback_does_not() {
+    if !is_root() {
+        return skip("a_containers_devices", "only root can make cgroups and network namespaces");
+    }
+    const RECEIVED: &str = "kpulse_netdev_receive_bytes_total";
+    let container = Cgroup::container("cpu", 0xf2).unwrap();
+    let id = Cgroup::id(0xf2);
+    let labels = |device| [("container_id", id.as_str()), ("device", device)];
+    let exporter = Exporter::start(&["netdev"]);
+    let told = tempfile::tempdir().unwrap();
+    let (sent, scraped) = (told.path().join("sent"), told.path().join("scraped"));
+    let page = std::thread::scope(|scope| {
+        let child = scope.spawn(|| {
+            network::in_namespace(Some(&container), || {
+                // Under another name it is a device like any other.
+                network::rename_loopback("cable0")?;
+                let socket = UdpSocket::bind("127.0.0.1:0")?;
+                for _ in 0..10 {
+                    socket.send_to(&[0; 500], socket.local_addr()?)?;
+                }
+                fs::write(&sent, [])?;
+                until("the scrape", || scraped.exists().then_some(()));
+                Ok(vec![])
+            })
+        });
+        until("the child", || sent.exists().then_some(()));
+        let page = until("the series", || {
+            let page = exporter.scrape();
+            page.find(RECEIVED, &labels("cable0")).is_some().then_some(page)
+        });
+        fs::write(&scraped, []).unwrap();
+        child.join().unwrap().unwrap();
+        page
+    });
+    // With the headers of UDP and IP; loopback adds none.
+    assert_eq!(page.find(RECEIVED, &labels("cable0")), Some(10.0 * (500.0 + 8.0 + 20.0)));
+    assert_eq!(page.find("kpulse_netdev_transmit_packets_total", &labels("cable0")), Some(10.0));
+    assert_eq!(page.find(RECEIVED, &labels("lo")), None);
+    drop(container);
+    until("end of the series", || {
+        exporter.scrape().find(RECEIVED, &labels("cable0")).is_none().then_some(())
+    });
 }
 
 #[test]
