@@ -9,6 +9,7 @@
 #include "compat.h"
 #include "cgroup.h"
 #include "histogram.h"
+#include "losses.h"
 #include "ring.h"
 #include "block_io.h"
 
@@ -68,13 +69,6 @@ struct {
 	__type(key, struct block_io_error_key);
 	__type(value, __u64);
 } errors SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
 
 /*
  * The block layer fills io_start_time_ns only while something asks for statistics, such as writeback throttling.
@@ -143,21 +137,12 @@ static __always_inline struct block_io_value *value_of(struct block_io_key *key)
 	return bpf_map_lookup_elem(&latency, key);
 }
 
-static __always_inline void count_lost(void)
-{
-	__u32 zero = 0;
-	__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-
-	if (lost)
-		__sync_fetch_and_add(lost, 1);
-}
-
 static __always_inline void count(struct block_io_key *key, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes)
 {
 	struct block_io_value *value = value_of(key);
 
 	if (!value) {
-		count_lost();
+		lose(1);
 		return;
 	}
 	if (d2c_ns == UNKNOWN_U64)
@@ -190,7 +175,7 @@ static __always_inline void count_error(struct block_io_key *device, int status)
 	if (known)
 		__sync_fetch_and_add(known, 1);
 	else
-		count_lost();
+		lose(1);
 }
 
 /* Bios of different owners are never merged, so the first one's is the request's. A flush of its own has none. */

@@ -6,6 +6,7 @@
  */
 #include "probe.h"
 #include "histogram.h"
+#include "losses.h"
 #include "jbd2.h"
 
 #define JOURNALS 256
@@ -30,14 +31,6 @@ struct {
 	__type(value, struct histogram);
 } phases SEC(".maps");
 
-/* Phases of journals beyond the bound. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
-
 static __always_inline int begin(__u32 dev)
 {
 	struct commit commit = { .since_ns = bpf_ktime_get_ns(), .phase = PHASE_LOCKING };
@@ -50,20 +43,16 @@ static __always_inline void count(__u32 dev, __u32 phase, __u64 ns)
 {
 	struct jbd2_key key = { .dev = dev, .phase = phase };
 	struct histogram *histogram = bpf_map_lookup_elem(&phases, &key);
-	__u32 zero = 0;
 
 	if (!histogram) {
 		struct histogram empty = {};
 		bpf_map_update_elem(&phases, &key, &empty, BPF_NOEXIST);
 		histogram = bpf_map_lookup_elem(&phases, &key);
 	}
-	if (histogram) {
+	if (histogram)
 		histogram_add(histogram, ns);
-		return;
-	}
-	__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-	if (lost)
-		__sync_fetch_and_add(lost, 1);
+	else
+		lose(1);
 }
 
 /* `phase` ends. A commit whose begin or last phase was not seen is left out. */

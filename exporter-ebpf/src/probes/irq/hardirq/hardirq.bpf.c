@@ -45,8 +45,14 @@ static __always_inline struct histogram *duration_of(__u32 irq)
 	if (histogram)
 		return histogram;
 	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
-	if (empty && bpf_map_update_elem(&duration, &irq, empty, BPF_NOEXIST))
-		irq = OTHER_IRQ;
+	if (!empty)
+		return NULL;
+	/* Another CPU may make it at the same time: that it is there counts, not who made it. */
+	bpf_map_update_elem(&duration, &irq, empty, BPF_NOEXIST);
+	histogram = bpf_map_lookup_elem(&duration, &irq);
+	if (histogram)
+		return histogram;
+	irq = OTHER_IRQ;
 	return bpf_map_lookup_elem(&duration, &irq);
 }
 

@@ -6,8 +6,9 @@
  * Key: cgroup of the task. kcompactd and compact_memory make no such call, so their attempts are nobody's.
  */
 #include "probe.h"
+#include "by_cgroup.h"
 #include "cgroup.h"
-#include "histogram.h"
+#include "losses.h"
 #include "ring.h"
 #include "compaction.h"
 
@@ -19,40 +20,7 @@ struct {
 	__type(value, struct compaction_call);
 } calls SEC(".maps");
 
-/* Bound: the loader's container_max. Key 0 holds what found no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 512);
-	__type(key, __u64);
-	__type(value, struct histogram);
-} duration SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct histogram);
-} zero_histogram SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
-
-static __always_inline struct histogram *duration_of(__u64 cgroup_id)
-{
-	struct histogram *histogram = bpf_map_lookup_elem(&duration, &cgroup_id);
-	__u32 zero = 0;
-
-	if (histogram)
-		return histogram;
-	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
-	if (empty && bpf_map_update_elem(&duration, &cgroup_id, empty, BPF_NOEXIST))
-		cgroup_id = 0;
-	return bpf_map_lookup_elem(&duration, &cgroup_id);
-}
+BY_CGROUP(duration, struct histogram);
 
 static __always_inline struct compaction_call *call_under_way(__u64 now_ns)
 {
@@ -81,7 +49,7 @@ SEC("tp_btf/mm_compaction_try_to_compact_pages")
 int BPF_PROG(mm_compaction_try_to_compact_pages, int order)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	__u32 tid = bpf_get_current_pid_tgid(), zero = 0;
+	__u32 tid = bpf_get_current_pid_tgid();
 	struct compaction_call call = {
 		.cgroup_id = read_task_cgroup_id(task, memory_cgrp_id),
 		.last_ns = bpf_ktime_get_ns(),
@@ -90,15 +58,11 @@ int BPF_PROG(mm_compaction_try_to_compact_pages, int order)
 	struct compaction_call *previous = bpf_map_lookup_elem(&calls, &tid);
 
 	if (previous && previous->sum_ns) {
-		struct histogram *histogram = duration_of(previous->cgroup_id);
-		if (histogram)
-			histogram_add_atomic(histogram, previous->sum_ns);
+		__u64 cgroup_id = previous->cgroup_id;
+		time_by_cgroup(&duration, &cgroup_id, previous->sum_ns);
 	}
-	if (bpf_map_update_elem(&calls, &tid, &call, BPF_ANY)) {
-		__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-		if (lost)
-			__sync_fetch_and_add(lost, 1);
-	}
+	if (bpf_map_update_elem(&calls, &tid, &call, BPF_ANY))
+		lose(1);
 	return 0;
 }
 

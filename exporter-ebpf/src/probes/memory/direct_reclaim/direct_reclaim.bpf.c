@@ -6,8 +6,9 @@
  * The memcg hooks also fire when user space asks for reclaim (memory.reclaim, force_empty).
  */
 #include "probe.h"
+#include "by_cgroup.h"
 #include "cgroup.h"
-#include "histogram.h"
+#include "losses.h"
 #include "ring.h"
 #include "direct_reclaim.h"
 
@@ -32,20 +33,6 @@ struct {
 	__type(value, struct histogram);
 } duration SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct histogram);
-} zero_histogram SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
-
 static __always_inline int begin(__u32 kind, __s32 order, __u64 target_cgroup_id)
 {
 	struct start_key key = { .tid = bpf_get_current_pid_tgid(), .kind = kind };
@@ -54,27 +41,10 @@ static __always_inline int begin(__u32 kind, __s32 order, __u64 target_cgroup_id
 		.target_cgroup_id = target_cgroup_id,
 		.order = order,
 	};
-	__u32 zero = 0;
 
-	if (bpf_map_update_elem(&start, &key, &value, BPF_ANY)) {
-		__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-		if (lost)
-			__sync_fetch_and_add(lost, 1);
-	}
+	if (bpf_map_update_elem(&start, &key, &value, BPF_ANY))
+		lose(1);
 	return 0;
-}
-
-static __always_inline struct histogram *duration_of(struct direct_reclaim_key *key)
-{
-	struct histogram *histogram = bpf_map_lookup_elem(&duration, key);
-	__u32 zero = 0;
-
-	if (histogram)
-		return histogram;
-	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
-	if (empty && bpf_map_update_elem(&duration, key, empty, BPF_NOEXIST))
-		key->cgroup_id = 0;
-	return bpf_map_lookup_elem(&duration, key);
 }
 
 static __always_inline int end(void *context, __u32 kind, __u64 reclaimed_pages)
@@ -93,9 +63,7 @@ static __always_inline int end(void *context, __u32 kind, __u64 reclaimed_pages)
 
 	if (want_metrics) {
 		struct direct_reclaim_key owner = { .cgroup_id = cgroup_id, .kind = kind };
-		struct histogram *histogram = duration_of(&owner);
-		if (histogram)
-			histogram_add_atomic(histogram, duration_ns);
+		time_by_cgroup(&duration, &owner, duration_ns);
 	}
 	if (!may_tell(THRESHOLD_DURATION, duration_ns))
 		return 0;

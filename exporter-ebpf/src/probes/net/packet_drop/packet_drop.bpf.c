@@ -4,6 +4,7 @@
  * Hook: kfree_skb, with a reason since 5.17; before, the place in the kernel stands for it. Key: reason and protocol.
  */
 #include "probe.h"
+#include "losses.h"
 #include "read_flow.h"
 #include "ring.h"
 #include "packet_drop.h"
@@ -15,13 +16,6 @@ struct {
 	__type(key, struct packet_drop_key);
 	__type(value, __u64);
 } drops SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
 
 /* WORTH_* by reason number; numbers change with every release, so the loader fills it by name. */
 struct {
@@ -73,16 +67,15 @@ static __always_inline void count(struct packet *packet, __u64 cgroup_id, __u64 
 		.protocol = packet->ip_version ? packet->protocol : 0,
 	};
 	__u64 *drop_count = bpf_map_lookup_elem(&drops, &key), nothing = 0;
-	__u32 zero = 0;
 
 	if (!drop_count) {
 		bpf_map_update_elem(&drops, &key, &nothing, BPF_NOEXIST);
 		drop_count = bpf_map_lookup_elem(&drops, &key);
 	}
-	if (!drop_count)
-		drop_count = bpf_map_lookup_elem(&losses, &zero);
 	if (drop_count)
 		__sync_fetch_and_add(drop_count, 1);
+	else
+		lose(1);
 }
 
 static __always_inline void fill_tcp(struct packet_drop_record *record, struct packet *packet)

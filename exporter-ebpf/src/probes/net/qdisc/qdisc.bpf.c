@@ -4,6 +4,7 @@
  * Hooks: qdisc_enqueue, net_dev_queue where that does not exist; qdisc_dequeue. Key: device and kind of the root qdisc.
  */
 #include "probe.h"
+#include "losses.h"
 #include "packet.h"
 #include "by_device.h"
 #include "qdisc.h"
@@ -25,22 +26,6 @@ struct {
 	__type(key, struct qdisc_key);
 	__type(value, struct histogram);
 } latency SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
-
-static __always_inline void lose(__u64 packets)
-{
-	__u32 zero = 0;
-	__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-
-	if (lost)
-		__sync_fetch_and_add(lost, packets);
-}
 
 static __always_inline void enqueued(struct sk_buff *skb)
 {

@@ -6,6 +6,7 @@
  */
 #include "probe.h"
 #include "compat.h"
+#include "losses.h"
 #include "socket.h"
 #include "by_cgroup.h"
 #include "receive.h"
@@ -32,13 +33,6 @@ struct {
 	__type(value, struct histogram);
 } latency SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
-
 static __always_inline void measure(struct sk_buff *skb, __u64 path, __u64 cgroup_id)
 {
 	struct receive_key key = { .cgroup_id = cgroup_id, .path = path };
@@ -49,13 +43,10 @@ static __always_inline void measure(struct sk_buff *skb, __u64 path, __u64 cgrou
 	if (!offset)
 		return;
 	__u64 age_ns = bpf_ktime_get_ns() + *offset - stamp;
-	if (age_ns && age_ns < AGE_MAX_NS) {
+	if (age_ns && age_ns < AGE_MAX_NS)
 		time_by_cgroup(&latency, &key, age_ns);
-		return;
-	}
-	__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-	if (lost)
-		__sync_fetch_and_add(lost, 1);
+	else
+		lose(1);
 }
 
 static __always_inline __u64 reader_cgroup_id(void)

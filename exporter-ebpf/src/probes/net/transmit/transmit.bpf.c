@@ -5,6 +5,7 @@
  * Hooks: net_dev_queue, net_dev_start_xmit. Key: device.
  */
 #include "probe.h"
+#include "losses.h"
 #include "packet.h"
 #include "by_device.h"
 #include "transmit.h"
@@ -23,13 +24,6 @@ struct {
 	__type(key, struct transmit_key);
 	__type(value, struct histogram);
 } latency SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} losses SEC(".maps");
 
 SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *skb)
@@ -61,15 +55,12 @@ SEC("tp_btf/net_dev_start_xmit")
 int BPF_PROG(net_dev_start_xmit, struct sk_buff *skb, struct net_device *device)
 {
 	struct transmit_key key = {};
-	__u32 zero = 0;
 
 	if (!has_queue(device))
 		return 0;
 	__u64 since_ns = take_queued_ns(skb), now_ns = bpf_ktime_get_ns();
 	if (!since_ns || since_ns > now_ns) {
-		__u64 *lost = bpf_map_lookup_elem(&losses, &zero);
-		if (lost)
-			__sync_fetch_and_add(lost, 1);
+		lose(1);
 		return 0;
 	}
 	bpf_core_read(key.device, sizeof(key.device), &device->name);
