@@ -10,6 +10,7 @@ pub mod exposition;
 pub mod http;
 pub mod logging;
 pub mod metric;
+pub mod mount;
 pub mod paths;
 pub mod self_metrics;
 pub mod thresholds;

@@ -17,7 +17,7 @@ use kpulse_common::http::{self, Handler, Observability, WebConfig};
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_common::{logging, self_metrics};
-use kpulse_exporter_ebpf::{ProbeSet, ProbeState, ProbeStatus, tell_status};
+use kpulse_exporter_ebpf::{ProbeSet, ProbeState, ProbeStatus};
 use serde_json::json;
 use std::net::TcpListener;
 use std::path::Path;
@@ -258,12 +258,8 @@ impl Shared {
     /// Every probe, with BPF and without.
     fn status(&self) -> Vec<ProbeStatus> {
         let mut status = self.with_probes(ProbeSet::status).unwrap_or_default();
-        status.extend(self.watched());
+        status.extend(lock(&self.watchers).iter().flat_map(Watchers::status));
         status
-    }
-
-    fn watched(&self) -> Vec<ProbeStatus> {
-        lock(&self.watchers).as_ref().map_or_else(Vec::new, Watchers::status)
     }
 
     fn with_probes<T>(&self, show: impl FnOnce(&ProbeSet) -> T) -> Option<T> {
@@ -275,7 +271,9 @@ impl Shared {
         self_metrics::build_info("kpulse-event-gateway", &mut out);
         self_metrics::process(&self.paths, &mut out);
         self.with_probes(|set| set.self_metrics(&mut out));
-        tell_status(&self.watched(), &mut out);
+        if let Some(watchers) = &*lock(&self.watchers) {
+            watchers.self_metrics(&mut out);
+        }
         metrics::pipeline(&self.spool, &self.tally, "local", &mut out);
         out
     }

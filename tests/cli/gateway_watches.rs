@@ -1,11 +1,14 @@
 //! What kpulse-event-gateway tells with no program in the kernel: facts of files and sockets, provoked.
 
-use crate::gateway::{Gateway, Running, assert_obeys_the_schema};
+use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load::{Worker, spin};
-use kpulse_tests::{is_root, skip, until};
+use kpulse_tests::process::run;
+use kpulse_tests::{is_root, network, skip, until};
 use serde_json::Value;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// A tenth of a CPU, in periods of a fiftieth of a second.
@@ -67,5 +70,117 @@ fn a_container_that_its_quota_stops_is_told_with_the_quota_and_one_that_sleeps_i
     }
     assert_eq!(told(numbers[1]), [] as [Value; 0], "a container that sleeps is not stopped");
     running.accounts_for("cpu_throttled", 2);
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+/// Runs `ip` in the network namespace of the calling thread; an error is what it says.
+fn ip(arguments: &str) -> Result<(), String> {
+    let ended = run(Command::new("ip").args(arguments.split(' ')));
+    if ended.code == Some(0) { Ok(()) } else { Err(format!("ip {arguments}: {}", ended.stderr)) }
+}
+
+/// A pair of devices, of which each is the other's wire.
+fn wire(ends: [&str; 2]) -> Result<(), String> {
+    let [one, other] = ends;
+    ip(&format!("link add {one} type veth peer name {other}"))?;
+    ends.iter().try_for_each(|end| ip(&format!("link set {end} up")))
+}
+
+#[test]
+fn a_link_that_goes_down_and_comes_back_is_told_and_a_device_that_comes_and_goes_is_not() {
+    const TEST: &str = "a_link_that_goes_down_and_comes_back";
+    if !is_root() {
+        return skip(TEST, "only root can make a network namespace");
+    }
+    if !run(Command::new("sh").args(["-c", "command -v ip"])).stdout.contains("ip") {
+        return skip(TEST, "there is no ip (iproute2)");
+    }
+    // The gateway is started by the thread that has the namespace, and so is in it.
+    std::thread::spawn(|| {
+        network::isolate().unwrap();
+        if let Err(error) = wire(["near", "far"]).and_then(|()| wire(["last", "end"])) {
+            return skip(TEST, &error);
+        }
+        links_are_told();
+    })
+    .join()
+    .unwrap();
+}
+
+fn links_are_told() {
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    let told = |device: &str| {
+        let of_device = |event: &Value| event["kpulse"]["link_change"]["device"] == device;
+        let mut events: Vec<Value> = running.events("link_change").into_iter().filter(of_device).collect();
+        events.sort_by_key(|event| event["@timestamp"].to_string());
+        events
+    };
+    let states = |device: &str, expected: &[(&str, bool)]| {
+        let events = until("events of the link", || {
+            Some(told(device)).filter(|events| events.len() >= expected.len())
+        });
+        for (event, (state, is_enabled)) in events.iter().zip(expected) {
+            assert_obeys_the_schema(event);
+            let body = &event["kpulse"]["link_change"];
+            assert_eq!(
+                (&body["state"], &body["is_enabled"]),
+                (&(*state).into(), &(*is_enabled).into()),
+                "{event}"
+            );
+            assert_eq!((&body["driver"], &body["carrier_changes"]), (&"veth".into(), &1.into()), "{event}");
+            let netns = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+            assert_eq!(body["netns"], netns, "{event}");
+        }
+        assert_eq!(events.len(), expected.len(), "{events:?}");
+    };
+    ip("link set far down").unwrap();
+    states("near", &[("down", true)]);
+    states("far", &[("down", false)]);
+    ip("link set far up").unwrap();
+    states("near", &[("down", true), ("up", true)]);
+    states("far", &[("down", false), ("up", true)]);
+    // As containers come and go; what the last wire tells comes after it.
+    wire(["pod", "peer"]).unwrap();
+    ip("link del pod").unwrap();
+    ip("link del near").unwrap();
+    ip("link set end down").unwrap();
+    states("last", &[("down", true)]);
+    states("near", &[("down", true), ("up", true)]);
+    assert_eq!(running.events("link_change").len(), 6, "{:?}", running.events("link_change"));
+    running.accounts_for("link_change", 6);
+    let metrics = running.metrics();
+    assert!(metrics.contains("kpulse_watch_resyncs_total{probe=\"link_change\"} 0\n"), "{metrics}");
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+#[test]
+fn a_file_system_that_turns_read_only_is_told_once_with_its_mount_point() {
+    const TEST: &str = "a_file_system_that_turns_read_only";
+    let [Some(disk), Some(other), Some(third)] = [SmallDisk::new(), SmallDisk::new(), SmallDisk::new()]
+    else {
+        return skip(TEST, "a file system cannot be mounted here (needs root)");
+    };
+    other.make_readonly();
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    let told = |disk: &SmallDisk| {
+        let is_its = |event: &Value| {
+            event["kpulse"]["filesystem_readonly"]["mount_point"].as_str() == disk.path().to_str()
+        };
+        running.events("filesystem_readonly").into_iter().filter(is_its).collect::<Vec<_>>()
+    };
+    disk.make_readonly();
+    let events = until("event", || Some(told(&disk)).filter(|events| !events.is_empty()));
+    assert_obeys_the_schema(&events[0]);
+    let body = &events[0]["kpulse"]["filesystem_readonly"];
+    assert_eq!((&body["type"], &body["source"]), (&"tmpfs".into(), &"kpulse".into()), "{body}");
+    let device = std::fs::metadata(disk.path()).unwrap().dev();
+    assert_eq!(body["device"], format!("{}:{}", libc::major(device), libc::minor(device)));
+    // One that turns later: when it is told, the others have been looked at again.
+    third.make_readonly();
+    until("event of the other", || Some(told(&third)).filter(|events| !events.is_empty()));
+    assert_eq!((told(&disk).len(), told(&other).len()), (1, 0), "once, and not what was so before");
+    running.accounts_for("filesystem_readonly", 2);
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
 }

@@ -1,6 +1,7 @@
 //! Which hierarchy holds a controller on this host, and where is it mounted?
 
 use super::Hierarchy;
+use crate::mount;
 use crate::paths::Paths;
 use std::path::{Path, PathBuf};
 
@@ -86,21 +87,18 @@ fn is_controller(name: &str) -> bool {
 }
 
 impl Mount {
-    /// One line of `mountinfo`: `ID PARENT MAJ:MIN ROOT POINT OPTIONS [TAG…] - TYPE SOURCE SUPER-OPTIONS`.
+    /// One line of `mountinfo`; `None` where no hierarchy is mounted.
     fn parse(line: &str) -> Option<Self> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        let (kind, _source, options) = (right.next()?, right.next()?, right.next()?);
-        let mut left = left.split(' ').skip(3);
-        let (root, point) = (unescape(left.next()?), PathBuf::from(unescape(left.next()?)));
-        let controllers = match kind {
+        let mount = mount::Mount::parse(line)?;
+        let controllers = match mount.kind {
             "cgroup2" => None,
             "cgroup" => {
-                Some(options.split(',').filter(|name| is_v1_option(name)).map(str::to_owned).collect())
+                let options = mount.super_options.split(',');
+                Some(options.filter(|name| is_v1_option(name)).map(str::to_owned).collect())
             }
             _ => return None,
         };
-        Some(Self { point, controllers, root })
+        Some(Self { point: PathBuf::from(mount.point()), controllers, root: mount.root() })
     }
 }
 
@@ -109,26 +107,6 @@ fn is_v1_option(option: &str) -> bool {
     let flags =
         ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "none", "all"];
     is_controller(option) && !flags.contains(&option)
-}
-
-/// Undoes the octal escapes (`\040`) of `mountinfo`.
-fn unescape(text: &str) -> String {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut bytes = text.as_bytes();
-    while let Some((&first, rest)) = bytes.split_first() {
-        let code = rest.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| first == b'\\') {
-            Some(byte) => {
-                plain.push(byte);
-                bytes = &rest[3..];
-            }
-            None => {
-                plain.push(first);
-                bytes = rest;
-            }
-        }
-    }
-    String::from_utf8_lossy(&plain).into_owned()
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::policies::Rules;
 use crate::ring::WAIT;
 use anyhow::{Context, Result};
-use kpulse_exporter_ebpf::{HookStatus, ProbeState, ProbeStatus};
+use kpulse_common::metric::{Label, MetricDef, Samples};
+use kpulse_exporter_ebpf::{HookStatus, ProbeState, ProbeStatus, tell_status};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,12 @@ use std::time::{Duration, Instant};
 
 /// Shortest time between two looks of a watch, so that what wakes it all the time does not keep a CPU busy.
 const PACE: Duration = Duration::from_millis(100);
+
+const RESYNCS: MetricDef = MetricDef::counter(
+    "kpulse_watch_resyncs_total",
+    "Times that the kernel had more to tell than its socket holds, so that the probe read all anew.",
+    &[Label::Named("probe")],
+);
 
 /// All watches at work; dropping it ends them.
 pub struct Watchers {
@@ -25,6 +33,7 @@ struct Shared {
     stop: AtomicBool,
     rules: Mutex<Arc<Rules>>,
     status: Mutex<Vec<ProbeStatus>>,
+    resyncs: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// A watch that is not switched off and could get ready.
@@ -49,6 +58,7 @@ impl Watchers {
             stop: AtomicBool::new(false),
             rules: Mutex::new(Arc::new(Rules::of(config))),
             status: Mutex::new(status),
+            resyncs: Mutex::default(),
         });
         let (its, queue) = (shared.clone(), queue.clone());
         let thread = thread::Builder::new()
@@ -66,6 +76,14 @@ impl Watchers {
     /// How each watch is.
     pub fn status(&self) -> Vec<ProbeStatus> {
         lock(&self.shared.status).clone()
+    }
+
+    /// Adds what the watches say about themselves.
+    pub fn self_metrics(&self, out: &mut Samples) {
+        tell_status(&self.status(), out);
+        for (probe, count) in &*lock(&self.shared.resyncs) {
+            out.count(&RESYNCS, &[probe], *count);
+        }
     }
 }
 
@@ -127,7 +145,10 @@ fn run(mut all: Vec<Active>, shared: &Shared, queue: &Queue) {
                 active.looked_at = Some(now);
                 let watch = active.watch;
                 let outcome = active.watcher.look(&rules, now, &mut |finding| queue.push(watch, finding));
-                note(active.watch, outcome, shared);
+                note(watch, outcome, shared);
+                if let Some(resyncs) = active.watcher.resyncs() {
+                    lock(&shared.resyncs).insert(watch.kind.name, resyncs);
+                }
             }
         }
     }
