@@ -10,6 +10,8 @@ const NAME: &str = "runqueue_latency";
 const FAMILY: &str = "kpulse_runqueue_latency_seconds";
 const SPINNERS: usize = 4;
 const TIME: Duration = Duration::from_millis(800);
+const SLEEPS: u64 = 40;
+const TURNS: u64 = 20;
 
 /// Spins in threads that share CPU 0, in a container; how long they waited for it by the scheduler's account.
 pub(super) fn contend(container: &Cgroup) -> Duration {
@@ -90,22 +92,28 @@ fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
     // All on one CPU: each wake-up is then a part of the other's system call, and each tick gives another the turn.
     let echo = load::Worker::start(None, || {
         load::pin(0)?;
-        let mut byte = [0];
+        let mut pid = [0; 4];
         loop {
-            questions.read_exact(&mut byte)?;
-            answer.write_all(&byte)?;
+            questions.read_exact(&mut pid)?;
+            while !load::is_asleep(u32::from_ne_bytes(pid))? {
+                thread::yield_now();
+            }
+            answer.write_all(&[1])?;
         }
     });
     let rival = load::Worker::start(None, || load::pin(0).map(|()| load::spin(Duration::from_secs(60))));
     let (_, went_well) = load::in_child(Some(&container), || {
         load::pin(0)?;
         let begin = switches_of_this_process()?;
-        for _ in 0..40 {
-            ask.write_all(&[1])?;
+        for _ in 0..SLEEPS {
+            ask.write_all(&std::process::id().to_ne_bytes())?;
             answers.read_exact(&mut [0])?;
         }
-        load::spin(TIME);
-        let end = switches_of_this_process()?;
+        let end = kpulse_tests::until("turns of the rival", || {
+            load::spin(Duration::from_millis(20));
+            let end = switches_of_this_process().expect("/proc tells them");
+            (end[1] >= begin[1] + TURNS).then_some(end)
+        });
         std::fs::write(&told, format!("{} {}", end[0] - begin[0], end[1] - begin[1]))
     });
     drop(echo);
@@ -117,7 +125,7 @@ fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
     let samples = scrape(&mut set, NAME, &mut identities());
     let ours = ["voluntary", "involuntary"]
         .map(|kind| count(&samples, "kpulse_context_switches_total", &[&Cgroup::id(number), kind]));
-    assert!(kernels.iter().all(|count| *count >= 20), "{kernels:?}");
+    assert!(kernels[0] >= SLEEPS && kernels[1] >= TURNS, "{kernels:?}");
     for (ours, kernels) in ours.into_iter().zip(kernels) {
         // Entering the cgroup, writing the file and the end of the process come on top; a task that was preempted on its
         // way to sleep and woken up then is of the other kind.

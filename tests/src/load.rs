@@ -29,6 +29,13 @@ pub fn in_child(cgroup: Option<&Cgroup>, work: impl FnOnce() -> io::Result<()>) 
     (pid.unsigned_abs(), waited == pid && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
 }
 
+/// Whether a process of one thread sleeps, interruptibly.
+pub fn is_asleep(pid: u32) -> io::Result<bool> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before it may hold anything.
+    Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S')))
+}
+
 /// A forked child that works until it is dropped.
 pub struct Worker {
     pid: libc::pid_t,
