@@ -24,7 +24,7 @@ is left out, never null and never zero. `event-gateway/schema/event.schema.json`
 
 A threshold is a key below `thresholds:` of the configuration, with its default. Each belongs to a probe: a kind whose probe
 has none is told each time, and so is a failure. In front of all stands the rate limit, `thresholds.rate_limit`. A hook in
-parentheses is one that not every kernel has. A probe whose hook is a file or a socket needs neither BPF nor rights.
+parentheses is one that not every kernel has. A probe whose hook is a file or a socket needs no BPF.
 
 | kind | what | probe | thresholds of the probe | hooks |
 |---|---|---|---|---|

@@ -2,18 +2,25 @@
 
 use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
-use kpulse_tests::load::{Worker, spin};
-use kpulse_tests::process::run;
+use kpulse_tests::process::{Service, run};
 use kpulse_tests::{is_root, network, skip, until};
 use serde_json::Value;
 use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
-use std::time::Duration;
 
 /// A tenth of a CPU, in periods of a fiftieth of a second.
 const QUOTA_US: u64 = 2_000;
 const PERIOD_US: u64 = 20_000;
+
+/// A process of its own program: a forked copy of the tests would keep the files open that they write meanwhile.
+fn process_in(container: &Cgroup, script: &str) -> Service {
+    let procs = container.path().join("cgroup.procs");
+    let script = format!("echo 0 >\"$0\" && {script}");
+    Service::start(Command::new("sh").args(["-c", &script, procs.to_str().unwrap()]))
+}
 
 fn limit(container: &Cgroup) -> io::Result<()> {
     if container.is_v1() {
@@ -37,15 +44,8 @@ fn a_container_that_its_quota_stops_is_told_with_the_quota_and_one_that_sleeps_i
     let gateway = Gateway::new();
     let mut command = gateway.command("run");
     let mut running = Running::start(command.env("KPULSE_GATEWAY__THRESHOLDS__CPU_THROTTLED__WINDOW", "1s"));
-    let forever = Duration::from_secs(600);
-    let _spins = Worker::start(Some(&busy), || {
-        spin(forever);
-        Ok(())
-    });
-    let _sleeps = Worker::start(Some(&idle), || {
-        std::thread::sleep(forever);
-        Ok(())
-    });
+    let _spins = process_in(&busy, "while :; do :; done");
+    let _sleeps = process_in(&idle, "exec sleep 600");
     let told = |number: u32| {
         let id = Cgroup::id(number);
         let events = running.events("cpu_throttled").into_iter();
@@ -182,5 +182,49 @@ fn a_file_system_that_turns_read_only_is_told_once_with_its_mount_point() {
     until("event of the other", || Some(told(&third)).filter(|events| !events.is_empty()));
     assert_eq!((told(&disk).len(), told(&other).len()), (1, 0), "once, and not what was so before");
     running.accounts_for("filesystem_readonly", 2);
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+/// A network namespace with a process of the container in it, and a listener with room for two of the four connections
+/// that are tried. TCP tries those that are turned away again and again.
+fn overflow(container: &Cgroup) -> (TcpListener, Service) {
+    let make = || {
+        network::isolate().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        network::listen(listener.as_raw_fd(), 1).unwrap();
+        for _ in 0..4 {
+            std::thread::spawn(move || TcpStream::connect(address));
+        }
+        (listener, process_in(container, "exec sleep 600"))
+    };
+    std::thread::scope(|scope| scope.spawn(make).join().unwrap())
+}
+
+#[test]
+fn a_queue_of_a_container_that_overflows_is_told_with_port_backlog_and_limit() {
+    const TEST: &str = "a_queue_of_a_container_that_overflows";
+    if !is_root() {
+        return skip(TEST, "only root can make cgroups and network namespaces");
+    }
+    let number = 0x7409;
+    let container = Cgroup::container("cpu", number).unwrap();
+    let (listener, sleeper) = overflow(&container);
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    let event = until("event", || {
+        let mut events = running.events("listen_overflow").into_iter();
+        events.find(|event| event["container"]["id"] == *Cgroup::id(number))
+    });
+    assert_obeys_the_schema(&event);
+    let body = &event["kpulse"]["listen_overflow"];
+    let port = listener.local_addr().unwrap().port();
+    let full = serde_json::json!({"ip": "127.0.0.1", "port": port, "backlog": 2, "limit": 1});
+    assert_eq!((&body["listener"], &body["full_listeners"]), (&full, &1.into()), "{event}");
+    let (overflows, drops) = (body["overflows"].as_u64().unwrap(), body["drops"].as_u64().unwrap());
+    assert!(overflows > 0 && overflows <= drops, "{event}");
+    let netns = std::fs::metadata(format!("/proc/{}/ns/net", sleeper.pid())).unwrap().ino();
+    assert_eq!(body["netns"], netns, "{event}");
+    running.accounts_for("listen_overflow", 1);
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
 }

@@ -5,6 +5,7 @@ mod cpu_throttled;
 mod filesystem_readonly;
 mod limit;
 mod link_change;
+mod listen_overflow;
 mod queue;
 mod thread;
 
@@ -24,7 +25,8 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 /// Every watch. A kind more is a file here and a line in this list.
-pub const ALL: &[Watch] = &[cpu_throttled::WATCH, link_change::WATCH, filesystem_readonly::WATCH];
+pub const ALL: &[Watch] =
+    &[cpu_throttled::WATCH, link_change::WATCH, filesystem_readonly::WATCH, listen_overflow::WATCH];
 
 /// One kind of event and where it comes from.
 pub struct Watch {

@@ -1,0 +1,225 @@
+//! Who turns connections away since nobody accepts them? The counters of each network namespace, and the queues of its
+//! listening sockets once a counter moved.
+
+mod diag;
+
+use super::{Finding, Watch, Watcher};
+use crate::policies::Rules;
+use crate::schema::Kind;
+use anyhow::{Context, Result};
+use diag::Listener;
+use kpulse_common::container::{ContainerCgroup, Hierarchy, Identities};
+use kpulse_common::event::schema_of;
+use kpulse_common::paths::Paths;
+use schemars::JsonSchema;
+use serde::Serialize;
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Time between two looks: the kernel adds up a namespace's counters over all CPUs for each reading.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+pub const WATCH: Watch = Watch {
+    kind: Kind {
+        name: "listen_overflow",
+        help: "Connections were turned away since the queue of a listening socket was full.",
+        body: schema_of::<Body>,
+    },
+    hook: "net/netstat",
+    hook_kind: "file",
+    make: |config| Ok(Box::new(ListenOverflow::open(&config.path)?)),
+};
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Body {
+    /// Connections turned away by a full queue of accept() in some seconds.
+    overflows: u64,
+    /// Connections turned away for any reason in that time, those too.
+    drops: u64,
+    /// Sockets of the namespace whose queue is full; absent where they cannot be asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full_listeners: Option<usize>,
+    /// The fullest of them; absent when all have room again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<Fullest>,
+    /// Inode of the network namespace.
+    netns: u64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Fullest {
+    /// Address that it listens at.
+    ip: IpAddr,
+    /// Its port.
+    port: u16,
+    /// Connections that wait for accept().
+    backlog: u32,
+    /// How many may wait, as listen() and `net.core.somaxconn` allow; the kernel lets one more in.
+    limit: u32,
+}
+
+struct ListenOverflow {
+    paths: Paths,
+    identities: Identities,
+    hierarchy: Hierarchy,
+    /// By inode of the namespace, of those that have a process. Bound: the containers, and the host.
+    known: HashMap<u64, Counts>,
+    next: Instant,
+}
+
+/// What a namespace has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    overflows: u64,
+    drops: u64,
+}
+
+/// A network namespace, by a process in it.
+struct Namespace {
+    process: PathBuf,
+    inode: u64,
+    /// Whose it is; `None` for our own.
+    container: Option<ContainerCgroup>,
+}
+
+impl ListenOverflow {
+    fn open(paths: &Paths) -> Result<Self> {
+        let identities = Identities::new(paths);
+        let hierarchy = identities.hierarchies().of("cpu");
+        let mut opened =
+            Self { paths: paths.clone(), identities, hierarchy, known: HashMap::new(), next: Instant::now() };
+        // What was counted before the start is no event.
+        let own =
+            Namespace::of(paths.procfs.join("self"), None).context("the network namespace cannot be read")?;
+        let counts =
+            Counts::read(&own.process).context("the counters of the network namespace cannot be read")?;
+        opened.known.insert(own.inode, counts);
+        Ok(opened)
+    }
+
+    /// Our own namespace first, so that a container that shares it is not told.
+    fn namespaces(&mut self) -> Vec<Namespace> {
+        let mut found: Vec<Namespace> =
+            Namespace::of(self.paths.procfs.join("self"), None).into_iter().collect();
+        let containers = self.identities.alive(self.hierarchy);
+        let Some(mount) = self.identities.hierarchies().mount(self.hierarchy) else { return found };
+        let mut seen: HashSet<u64> = found.iter().map(|own| own.inode).collect();
+        for container in containers.iter() {
+            let cgroup = mount.join(container.path.trim_start_matches('/'));
+            let process = first_process(&cgroup).map(|pid| self.paths.procfs.join(pid));
+            let namespace = process.and_then(|process| Namespace::of(process, Some(container.clone())));
+            found.extend(namespace.filter(|namespace| seen.insert(namespace.inode)));
+        }
+        found
+    }
+}
+
+impl Watcher for ListenOverflow {
+    fn next(&self) -> Instant {
+        self.next
+    }
+
+    fn look(&mut self, rules: &Rules, now: Instant, tell: &mut dyn FnMut(Finding)) -> Result<()> {
+        self.next = now + INTERVAL;
+        let mut known = HashMap::new();
+        for namespace in self.namespaces() {
+            // A process that ended meanwhile has taken its counters along.
+            let Some(counts) = Counts::read(&namespace.process) else { continue };
+            known.insert(namespace.inode, counts);
+            let Some(counted) = self.known.get(&namespace.inode).map(|before| counts.since(before)) else {
+                continue;
+            };
+            if counted.drops > 0 || counted.overflows > 0 {
+                let thresholds =
+                    namespace.container.as_ref().map_or(&rules.machine, |it| rules.of_container(it));
+                let finding = Finding::new(&thresholds.rate_limit, &namespace.body(counted))?;
+                tell(Finding { cgroup: namespace.container.map(|container| container.cgroup), ..finding });
+            }
+        }
+        self.known = known;
+        Ok(())
+    }
+}
+
+impl Namespace {
+    fn of(process: PathBuf, container: Option<ContainerCgroup>) -> Option<Self> {
+        let inode = fs::metadata(process.join("ns/net")).ok()?.ino();
+        Some(Self { process, inode, container })
+    }
+
+    fn body(&self, counted: Counts) -> Body {
+        let path = self.container.as_ref().map(|_| self.process.join("ns/net"));
+        let listeners = diag::listeners(path.as_deref());
+        if let Err(error) = &listeners {
+            tracing::debug!(%error, "the sockets of a network namespace cannot be asked for");
+        }
+        let full = listeners.ok().map(|all| all.into_iter().filter(Listener::is_full).collect::<Vec<_>>());
+        let fullest = full.iter().flatten().max_by_key(|listener| listener.backlog - listener.limit);
+        let fullest = fullest.cloned().map(|Listener { ip, port, backlog, limit }| Fullest {
+            ip,
+            port,
+            backlog,
+            limit,
+        });
+        Body {
+            overflows: counted.overflows,
+            drops: counted.drops,
+            full_listeners: full.map(|full| full.len()),
+            listener: fullest,
+            netns: self.inode,
+        }
+    }
+}
+
+impl Counts {
+    fn read(process: &Path) -> Option<Self> {
+        Self::parse(&fs::read_to_string(process.join("net/netstat")).ok()?)
+    }
+
+    /// Out of a line of names and a line of values.
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let (names, values) = (lines.next()?, lines.next()?);
+        let number = |wanted: &str| {
+            let mut pairs = names.split_ascii_whitespace().zip(values.split_ascii_whitespace());
+            pairs.find(|(name, _)| *name == wanted)?.1.parse::<u64>().ok()
+        };
+        Some(Self { overflows: number("ListenOverflows")?, drops: number("ListenDrops")? })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            overflows: self.overflows.saturating_sub(before.overflows),
+            drops: self.drops.saturating_sub(before.drops),
+        }
+    }
+}
+
+/// The pid of a process in the cgroup or in one right below it, where v2 has them when there are any.
+fn first_process(cgroup: &Path) -> Option<String> {
+    let below = fs::read_dir(cgroup).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    std::iter::once(cgroup.to_owned()).chain(below).find_map(|folder| {
+        let text = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
+        // 0 is a process that our own pid namespace does not show.
+        text.lines().find(|pid| *pid != "0").map(str::to_owned)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_name_and_compared() {
+        let text = "TcpExt: A ListenDrops ListenOverflows\nTcpExt: 1 5 3\nIpExt: ListenDrops\nIpExt: 9\n";
+        let counts = Counts::parse(text).unwrap();
+        assert_eq!(counts, Counts { overflows: 3, drops: 5 });
+        assert_eq!(counts.since(&Counts { overflows: 1, drops: 5 }), Counts { overflows: 2, drops: 0 });
+        assert_eq!(Counts::parse("TcpExt: ListenDrops\nTcpExt: 1\n"), None);
+    }
+}
