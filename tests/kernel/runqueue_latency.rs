@@ -127,9 +127,9 @@ fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
         .map(|kind| count(&samples, "kpulse_context_switches_total", &[&Cgroup::id(number), kind]));
     assert!(kernels[0] >= SLEEPS && kernels[1] >= TURNS, "{kernels:?}");
     for (ours, kernels) in ours.into_iter().zip(kernels) {
-        // Entering the cgroup, writing the file and the end of the process come on top; a task that was preempted on its
-        // way to sleep and woken up then is of the other kind.
-        assert!((kernels - 5..=kernels + 12).contains(&ours), "{ours}, the kernel counted {kernels}");
+        // Entering the cgroup, writing the file and the end of the process come on top, with the rival's turns in between;
+        // a task that was preempted on its way to sleep and woken up then is of the other kind.
+        assert!((kernels - 5..=kernels + 30).contains(&ours), "{ours}, the kernel counted {kernels}");
     }
 }
 
