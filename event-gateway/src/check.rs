@@ -26,7 +26,7 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 fn print(status: &[ProbeStatus], out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{:18} {:9} HOOKS OR REASON", "PROBE", "STATE")?;
+    writeln!(out, "{:20} {:9} HOOKS OR REASON", "PROBE", "STATE")?;
     for probe in status {
         let hooks =
             || probe.hooks.iter().map(|hook| format!("{} ({})", hook.hook, hook.kind)).collect::<Vec<_>>();
@@ -35,7 +35,7 @@ fn print(status: &[ProbeStatus], out: &mut impl Write) -> io::Result<()> {
             ProbeState::Disabled { why } => ("disabled", why.clone()),
             ProbeState::Failed { why } => ("failed", why.clone()),
         };
-        writeln!(out, "{:18} {state:9} {why}", probe.name)?;
+        writeln!(out, "{:20} {state:9} {why}", probe.name)?;
     }
     Ok(())
 }

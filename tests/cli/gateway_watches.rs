@@ -134,6 +134,8 @@ fn links_are_told() {
         }
         assert_eq!(events.len(), expected.len(), "{events:?}");
     };
+    let resyncs = "kpulse_watch_resyncs_total{probe=\"link_change\"} 0\n";
+    assert!(running.metrics().contains(resyncs), "from the start: {}", running.metrics());
     ip("link set far down").unwrap();
     states("near", &[("down", true)]);
     states("far", &[("down", false)]);
@@ -149,8 +151,7 @@ fn links_are_told() {
     states("near", &[("down", true), ("up", true)]);
     assert_eq!(running.events("link_change").len(), 6, "{:?}", running.events("link_change"));
     running.accounts_for("link_change", 6);
-    let metrics = running.metrics();
-    assert!(metrics.contains("kpulse_watch_resyncs_total{probe=\"link_change\"} 0\n"), "{metrics}");
+    assert!(running.metrics().contains(resyncs), "{}", running.metrics());
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
 }
 

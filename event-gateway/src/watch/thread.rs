@@ -47,6 +47,10 @@ impl Active {
     fn is_paced(&self) -> bool {
         self.looked_at.is_none_or(|at| at.elapsed() >= PACE)
     }
+
+    fn resyncs(&self) -> Option<(&'static str, u64)> {
+        Some((self.watch.kind.name, self.watcher.resyncs()?))
+    }
 }
 
 impl Watchers {
@@ -58,7 +62,7 @@ impl Watchers {
             stop: AtomicBool::new(false),
             rules: Mutex::new(Arc::new(Rules::of(config))),
             status: Mutex::new(status),
-            resyncs: Mutex::default(),
+            resyncs: Mutex::new(active.iter().filter_map(Active::resyncs).collect()),
         });
         let (its, queue) = (shared.clone(), queue.clone());
         let thread = thread::Builder::new()
@@ -146,9 +150,7 @@ fn run(mut all: Vec<Active>, shared: &Shared, queue: &Queue) {
                 let watch = active.watch;
                 let outcome = active.watcher.look(&rules, now, &mut |finding| queue.push(watch, finding));
                 note(watch, outcome, shared);
-                if let Some(resyncs) = active.watcher.resyncs() {
-                    lock(&shared.resyncs).insert(watch.kind.name, resyncs);
-                }
+                lock(&shared.resyncs).extend(active.resyncs());
             }
         }
     }
