@@ -257,11 +257,12 @@ fn label_values_may_hold_anything() {
     let mut command = exporter();
     command.arg(format!("--path.procfs={}", folder.path().display()));
     let (mut service, address) = ready(command.args(["--collector.disable-defaults", "--collector.netdev"]));
-    let sample = "kpulse_netdev_receive_bytes_total{device=\"a\\\"b\\\\c{}=,\"} 42\n";
+    let host = "namespace=\"\",pod=\"\",container=\"\",container_id=\"\"";
+    let sample = format!("kpulse_netdev_receive_bytes_total{{{host},device=\"a\\\"b\\\\c{{}}=,\"}} 42\n");
     let open = "Accept: application/openmetrics-text;version=1.0.0\r\n";
     for accept in ["", open] {
         let page = http::get(&address, "/metrics", accept).body;
-        assert!(page.contains(sample), "{page}");
+        assert!(page.contains(&sample), "{page}");
     }
     let protobuf = "Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited\r\n";
     let (headers, body) = bytes(&address, "GET", "/metrics", protobuf);

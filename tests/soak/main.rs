@@ -163,8 +163,8 @@ fn no_counter_goes_back_while_containers_come_and_go() {
         assert!(begin.elapsed() < SETTLE, "still there: {:?}, {left:?}", watch.last.containers);
         std::thread::sleep(ANSWER_AGE / 4);
     }
-    let latency = "{probe=\"runqueue_latency\",map=\"latency\"}";
-    assert_eq!(watch.last.sum(&format!("kpulse_map_capacity{latency}")), (CONTAINER_MAX + 1) as f64);
+    let accounts = "{probe=\"runqueue_latency\",map=\"accounts\"}";
+    assert_eq!(watch.last.sum(&format!("kpulse_map_capacity{accounts}")), (CONTAINER_MAX + 1) as f64);
     println!(
         "{wanted} containers in {took:?}: {} scrapes, {} containers met, {} series at most, {} at rest before and {} after, \
          {rss_kib} KiB when all had series, {} KiB at most",
