@@ -29,7 +29,9 @@ pub mod symbols;
 
 pub use error::ProbeError;
 pub use features::{Finding, doctor};
-pub use loader::{HookStatus, LoadOptions, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS, tell_status};
+pub use loader::{
+    HookStatus, Host, LoadOptions, Loader, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS, tell_status,
+};
 pub use policy::Policies;
 pub use probe::{Collector, EventDef, Probe, Want};
 pub use ring::{EventStream, Fact, Loss, NO_CPU};

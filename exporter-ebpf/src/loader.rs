@@ -149,12 +149,7 @@ pub struct ProbeSet {
 impl ProbeSet {
     /// Loads and attaches every probe that offers what is wanted. A probe that cannot be is listed with its reason.
     pub fn load(probes: &[&'static Probe], options: &LoadOptions) -> Self {
-        let host = Host::read(options);
-        let offered = probes.iter().filter(|probe| probe.offers(options.want));
-        let mut loader = None;
-        let loaded = offered.map(|probe| load(probe, options, &host, &mut loader)).collect();
-        drop(loader);
-        Self { statistics: None, loaded, types: host.types, paths: options.paths.clone() }
+        Loader::new(&Host::read(&options.paths)).load(probes, options)
     }
 
     /// Every probe that was wanted, and how it is.
@@ -248,24 +243,46 @@ pub fn tell_status(probes: &[ProbeStatus], out: &mut Samples) {
     }
 }
 
-/// What is read once for all probes.
-struct Host {
+/// What is read once for all probes. It takes tens of MiB, so that a process lets it go when its probes are loaded.
+pub struct Host {
     btf: Result<Btf, Lack>,
     types: KernelTypes,
     hierarchies: Hierarchies,
 }
 
 impl Host {
-    fn read(options: &LoadOptions) -> Self {
-        let path = options.paths.sysfs.join("kernel/btf/vmlinux");
-        let btf = Feature::Btf.check(&options.paths).and_then(|()| {
+    /// That of these mount points.
+    pub fn read(paths: &Paths) -> Self {
+        let path = paths.sysfs.join("kernel/btf/vmlinux");
+        let btf = Feature::Btf.check(paths).and_then(|()| {
             Btf::parse_file(&path, aya::Endianness::default()).map_err(|error| Lack {
                 why: format!("cannot use the kernel's types: {error}"),
                 may_pass: may_pass(&error),
             })
         });
-        let types = KernelTypes::read(&options.paths, &ENUMERATIONS).unwrap_or_default();
-        Self { btf, types, hierarchies: Hierarchies::detect(&options.paths) }
+        let types = KernelTypes::read(paths, &ENUMERATIONS).unwrap_or_default();
+        Self { btf, types, hierarchies: Hierarchies::detect(paths) }
+    }
+}
+
+/// Loads one set of probes after the other.
+pub struct Loader<'h> {
+    host: &'h Host,
+    /// Made for the first probe that gets so far.
+    objects: Option<ObjectLoader<'h>>,
+}
+
+impl<'h> Loader<'h> {
+    /// Into this kernel.
+    pub fn new(host: &'h Host) -> Self {
+        Self { host, objects: None }
+    }
+
+    /// As [`ProbeSet::load`]. The mount points of `options` are those that the host was read from.
+    pub fn load(&mut self, probes: &[&'static Probe], options: &LoadOptions) -> ProbeSet {
+        let offered = probes.iter().filter(|probe| probe.offers(options.want));
+        let loaded = offered.map(|probe| load(probe, options, self.host, &mut self.objects)).collect();
+        ProbeSet { statistics: None, loaded, types: self.host.types.clone(), paths: options.paths.clone() }
     }
 }
 
@@ -273,7 +290,7 @@ fn load<'h>(
     probe: &'static Probe,
     options: &LoadOptions,
     host: &'h Host,
-    loader: &mut Option<ObjectLoader<'h>>,
+    objects: &mut Option<ObjectLoader<'h>>,
 ) -> Loaded {
     let hierarchy = host.hierarchies.of(probe.controller);
     let mut loaded = Loaded {
@@ -291,8 +308,8 @@ fn load<'h>(
         return loaded;
     }
     let outcome = needs(probe, options, host).and_then(|btf| {
-        let loader = loader.get_or_insert_with(|| ObjectLoader::new(btf));
-        attach_all(&mut loaded, options, host, btf, loader)
+        let objects = objects.get_or_insert_with(|| ObjectLoader::new(btf));
+        attach_all(&mut loaded, options, host, btf, objects)
     });
     if let Err(error) = outcome {
         tracing::warn!(probe = probe.name, %error, "probe is not active");
@@ -320,12 +337,12 @@ fn attach_all(
     options: &LoadOptions,
     host: &Host,
     btf: &Btf,
-    loader: &mut ObjectLoader<'_>,
+    objects: &mut ObjectLoader<'_>,
 ) -> Result<(), ProbeError> {
     let probe = loaded.probe;
     let kernel =
         Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy, hooks: &[] };
-    let mut ebpf = loader.load(probe, options, loaded.hierarchy)?;
+    let mut ebpf = objects.load(probe, options, loaded.hierarchy)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
     if !probe.events.is_empty() {
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;

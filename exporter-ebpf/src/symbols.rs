@@ -68,8 +68,8 @@ struct Functions {
 impl Functions {
     fn read(mut lines: impl BufRead) -> io::Result<Self> {
         let mut functions = Self::default();
-        let mut line = String::new();
-        while lines.read_line(&mut line)? > 0 {
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
             functions.add(&line);
             line.clear();
         }
@@ -79,19 +79,16 @@ impl Functions {
         Ok(functions)
     }
 
-    /// A line is `address type name [module]`; an address that is hidden from us reads as zero.
-    fn add(&mut self, line: &str) {
-        let mut fields = line.split_ascii_whitespace();
-        let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) =
-            (fields.next(), fields.next(), fields.next())
-        else {
+    /// A line is `address type name [module]`; an address that is hidden from us reads as zero. There are more than a
+    /// hundred thousand, and most of a process' start is spent here, so they are read byte by byte.
+    fn add(&mut self, line: &[u8]) {
+        let (address, rest) = hexadecimal(line);
+        let [b' ', b't' | b'T' | b'w' | b'W', b' ', rest @ ..] = rest else { return };
+        let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
+        let (Ok(name), Ok(offset)) = (str::from_utf8(&rest[..end]), u32::try_from(self.names.len())) else {
             return;
         };
-        let (Ok(address), Ok(offset)) = (u64::from_str_radix(address, 16), u32::try_from(self.names.len()))
-        else {
-            return;
-        };
-        if address != 0 {
+        if address != 0 && !name.is_empty() {
             self.starts.push((address, offset));
             self.names.push_str(name);
             self.names.push('\n');
@@ -125,6 +122,20 @@ impl Functions {
     }
 }
 
+/// The number that the text begins with, and what follows it.
+fn hexadecimal(text: &[u8]) -> (u64, &[u8]) {
+    let mut number = 0;
+    for (index, byte) in text.iter().enumerate() {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return (number, &text[index..]),
+        };
+        number = number << 4 | u64::from(digit);
+    }
+    (number, &[])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +157,15 @@ mod tests {
         let functions = Functions::read(KALLSYMS.as_bytes()).unwrap();
         assert_eq!(functions.ranges("second").next(), Some(0x1040..0x1080));
         assert_eq!(functions.ranges("absent").count(), 0);
+    }
+
+    #[test]
+    fn a_line_that_is_broken_off_is_no_function() {
+        for text in ["", "1000", "1000 ", "1000 T", "1000 T ", "1000 T \n", "T first\n", "10-0 T first\n"] {
+            assert_eq!(Functions::read(text.as_bytes()).unwrap().starts, [], "{text:?}");
+        }
+        let functions = Functions::read("ffffffff81000000 T last".as_bytes()).unwrap();
+        assert_eq!(functions.name(0xffff_ffff_8100_0010), Some("last"));
     }
 
     #[test]

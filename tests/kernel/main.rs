@@ -37,8 +37,15 @@ mod xfs_log;
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Samples, Value};
 use kpulse_common::paths::Paths;
-use kpulse_exporter_ebpf::{EventStream, Fact, LoadOptions, Probe, ProbeSet, ProbeState, Want, probes};
+use kpulse_exporter_ebpf::{
+    EventStream, Fact, Host, LoadOptions, Loader, Probe, ProbeSet, ProbeState, Want, probes,
+};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
+
+/// Reading what the kernel says of its types takes longer than most tests, so they share it.
+static HOST: LazyLock<Host> = LazyLock::new(|| Host::read(&Paths::default()));
+static LOADER: LazyLock<Mutex<Loader<'static>>> = LazyLock::new(|| Mutex::new(Loader::new(&HOST)));
 
 /// The probe of this name.
 fn probe(name: &str) -> &'static Probe {
@@ -47,9 +54,13 @@ fn probe(name: &str) -> &'static Probe {
 
 /// Loads one probe, which must become active.
 fn load(name: &str, options: &LoadOptions) -> ProbeSet {
-    let set = ProbeSet::load(&[probe(name)], options);
+    load_probe(probe(name), options)
+}
+
+fn load_probe(probe: &'static Probe, options: &LoadOptions) -> ProbeSet {
+    let set = LOADER.lock().unwrap_or_else(PoisonError::into_inner).load(&[probe], options);
     for status in set.status() {
-        assert_eq!(status.state, ProbeState::Active, "{name}: {}", status.state);
+        assert_eq!(status.state, ProbeState::Active, "{}: {}", probe.name, status.state);
     }
     set
 }

@@ -76,11 +76,7 @@ pub struct Burner {
 
 impl Burner {
     pub fn start(probe: &'static Probe) -> Self {
-        let set = ProbeSet::load(&[probe], &wanting(Want::Metrics));
-        for status in set.status() {
-            assert_eq!(status.state, ProbeState::Active, "{}: {}", status.name, status.state);
-        }
-        Self { set, name: probe.name }
+        Self { set: load_probe(probe, &wanting(Want::Metrics)), name: probe.name }
     }
 
     /// How many burns have begun, and how long those took that are over.
