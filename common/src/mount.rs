@@ -1,5 +1,9 @@
 //! A line of `/proc/PID/mountinfo`.
 
+/// Options of a file system that nobody can write to. Newer kernels say of ext4 after an error that it is in a state of its
+/// own, not `ro`.
+const READONLY: [&str; 3] = ["ro", "emergency_ro", "shutdown"];
+
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount<'a> {
@@ -9,11 +13,11 @@ pub struct Mount<'a> {
     pub device: &'a str,
     /// Kind of file system.
     pub kind: &'a str,
-    /// Options of the file system, whatever this mount of it allows.
-    pub super_options: &'a str,
     root: &'a str,
     point: &'a str,
     source: &'a str,
+    /// Options of the file system, whatever this mount of it allows.
+    pub super_options: &'a str,
 }
 
 impl<'a> Mount<'a> {
@@ -25,7 +29,14 @@ impl<'a> Mount<'a> {
         let (root, point) = (left.next()?, left.next()?);
         let mut right = right.split(' ');
         let (kind, source, super_options) = (right.next()?, right.next()?, right.next()?);
-        Some(Self { id, device, kind, super_options, root, point, source })
+        Some(Self { id, device, kind, root, point, source, super_options })
+    }
+
+    /// How the kernel tells that the file system cannot be written to, whatever this mount of it allows: `ro`, or a state
+    /// after an error. `None` when it can.
+    pub fn readonly_option(&self) -> Option<&'static str> {
+        let mut options = self.super_options.split(',');
+        options.find_map(|option| READONLY.into_iter().find(|known| *known == option))
     }
 
     /// The folder of the file system that is mounted here; `/` shows all of it.
@@ -72,11 +83,15 @@ mod tests {
     fn a_line_is_taken_apart_whatever_its_tags_are() {
         let line = "29 27 254:1 /r /srv/a\\040b\\134 rw shared:1 master:2 - xfs /dev/vd\\043b ro,attr2";
         let mount = Mount::parse(line).unwrap();
-        assert_eq!(
-            (mount.id, mount.device, mount.kind, mount.super_options),
-            (29, "254:1", "xfs", "ro,attr2")
-        );
+        assert_eq!((mount.id, mount.device, mount.kind), (29, "254:1", "xfs"));
+        assert_eq!(mount.readonly_option(), Some("ro"));
         assert_eq!([mount.root(), mount.point(), mount.source()], ["/r", "/srv/a b\\", "/dev/vd#b"]);
+        let after_an_error = line.replace("ro,attr2", "rw,emergency_ro");
+        assert_eq!(Mount::parse(&after_an_error).unwrap().readonly_option(), Some("emergency_ro"));
+        assert_eq!(
+            Mount::parse(&line.replace("ro,attr2", "rw,errors=remount-ro")).unwrap().readonly_option(),
+            None
+        );
         for broken in
             ["", " - ", "x 27 254:1 / / rw - a b c", "29 27 254:1 / - a b c", "29 27 254:1 / / rw - a b"]
         {

@@ -51,10 +51,6 @@ struct Body {
     option: &'static str,
 }
 
-/// Options of a file system that nobody can write to. Newer kernels say of ext4 after an error that it is in a state of its
-/// own, not `ro`.
-const READONLY: [&str; 3] = ["ro", "emergency_ro", "shutdown"];
-
 struct FilesystemReadonly {
     file: File,
     text: String,
@@ -100,8 +96,7 @@ impl FilesystemReadonly {
 fn turned(text: &str, known: &mut HashMap<Key, bool>) -> Vec<Body> {
     let (mut found, mut seen) = (Vec::new(), HashMap::new());
     for mount in text.lines().filter_map(Mount::parse).take(FILESYSTEMS_MAX) {
-        let mut options = mount.super_options.split(',');
-        let option = options.find_map(|option| READONLY.into_iter().find(|known| *known == option));
+        let option = mount.readonly_option();
         let key = Key { mount: mount.id, device: mount.device.to_owned(), kind: mount.kind.to_owned() };
         let has_turned = option.filter(|_| known.get(&key) == Some(&true));
         seen.insert(key, option.is_none());

@@ -2,6 +2,7 @@
 
 use super::{Host, HostCollector};
 use kpulse_common::metric::{Label, MetricDef, Samples};
+use kpulse_common::mount::Mount;
 use std::collections::BTreeSet;
 
 /// Most file systems that are told.
@@ -26,43 +27,16 @@ fn collect(host: &mut Host, out: &mut Samples) -> anyhow::Result<()> {
     let mut seen = BTreeSet::new();
     for mount in host.text.read(&path)?.lines().filter_map(Mount::parse) {
         // A file system is told once, by its first mount; containers have thousands of others.
-        if mount.is_wanted() && seen.len() < FILESYSTEMS_MAX && seen.insert(mount.device.to_owned()) {
-            out.count(&READONLY, &[&unescape(mount.point)], u64::from(mount.is_readonly));
+        if is_wanted(&mount) && seen.len() < FILESYSTEMS_MAX && seen.insert(mount.device.to_owned()) {
+            out.count(&READONLY, &[&mount.point()], u64::from(mount.readonly_option().is_some()));
         }
     }
     Ok(())
 }
 
-#[derive(Debug, PartialEq)]
-struct Mount<'a> {
-    device: &'a str,
-    point: &'a str,
-    kind: &'a str,
-    source: &'a str,
-    is_readonly: bool,
-}
-
-impl<'a> Mount<'a> {
-    /// `ID PARENT MAJ:MIN ROOT POINT OPTIONS [TAG…] - TYPE SOURCE SUPER-OPTIONS`.
-    fn parse(line: &'a str) -> Option<Self> {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(2);
-        let (device, _root, point) = (left.next()?, left.next()?, left.next()?);
-        let mut right = right.split(' ');
-        let (kind, source, options) = (right.next()?, right.next()?, right.next()?);
-        let is_readonly = options.split(',').any(|option| option == "ro");
-        Some(Self { device, point, kind, source, is_readonly })
-    }
-
-    fn is_wanted(&self) -> bool {
-        (self.source.starts_with('/') || REMOTE.contains(&self.kind)) && !NEVER_WRITABLE.contains(&self.kind)
-    }
-}
-
-/// Undoes what the kernel writes for space, tab, newline, number sign and backslash.
-fn unescape(text: &str) -> String {
-    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")];
-    escapes.iter().fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
+fn is_wanted(mount: &Mount<'_>) -> bool {
+    let is_of_machine = mount.source().starts_with('/') || REMOTE.contains(&mount.kind);
+    is_of_machine && !NEVER_WRITABLE.contains(&mount.kind)
 }
 
 #[cfg(test)]
@@ -76,6 +50,7 @@ mod tests {
             28 27 254:0 /x /bind ro,relatime shared:1 - ext4 /dev/vda rw,discard\n\
             29 27 254:1 / /srv/a\\040b\\134 rw,relatime - xfs /dev/vdb ro,attr2\n\
             30 27 0:25 / /run rw - tmpfs tmpfs rw\n\
+            33 27 254:2 / /broken rw - ext4 /dev/vdc rw,emergency_ro\n\
             31 27 0:40 / /net rw - nfs4 server:/home rw,vers=4.2\n\
             32 27 7:0 / /snap rw - squashfs /dev/loop0 ro\n\
             broken line\n";
@@ -86,8 +61,9 @@ mod tests {
         let mut out = Samples::default();
         collect(&mut Host::new(&paths, 1), &mut out).unwrap();
         let series = &out.families()[0].series;
-        let told: Vec<_> = series.iter().map(|series| (&*series.labels[0], &series.value)).collect();
+        let told: Vec<_> = series.iter().map(|series| (&*series.labels[0], series.value.clone())).collect();
         use kpulse_common::metric::Value::Count;
-        assert_eq!(told, [("/", &Count(0)), ("/srv/a b\\", &Count(1)), ("/net", &Count(0))]);
+        let expected = [("/", 0), ("/srv/a b\\", 1), ("/broken", 1), ("/net", 0)];
+        assert_eq!(told, expected.map(|(point, is_readonly)| (point, Count(is_readonly))));
     }
 }
