@@ -26,6 +26,8 @@ pub struct Thresholds {
     pub compaction: Compaction,
     /// Tasks in uninterruptible sleep.
     pub task_state: TaskState,
+    /// Packets on their way to their reader.
+    pub receive: Receive,
     /// TCP handshakes.
     pub tcp_connect: TcpConnect,
     /// CPU quotas of containers.
@@ -155,6 +157,24 @@ pub struct TaskState {
 impl Default for TaskState {
     fn default() -> Self {
         Self { min_stuck: Duration::from_secs(1) }
+    }
+}
+
+/// Thresholds of the probe `receive`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Receive {
+    /// Device to reader: 100 ms is felt by whoever waits for the answer.
+    #[serde(with = "humantime_serde")]
+    pub min_to_user: Duration,
+    /// Device to socket: 10 ms where the kernel needs microseconds, so that somebody kept it from its work.
+    #[serde(with = "humantime_serde")]
+    pub min_to_socket: Duration,
+}
+
+impl Default for Receive {
+    fn default() -> Self {
+        Self { min_to_user: Duration::from_millis(100), min_to_socket: Duration::from_millis(10) }
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Config {
     pub web: Web,
     /// Events and the page.
     pub api: Api,
-    /// Which probes run; all do by default.
+    /// Which probes run; by default all but those that cost more than most want to pay.
     pub probes: BTreeMap<String, bool>,
     /// From which values events are told.
     pub thresholds: Thresholds,
@@ -51,7 +51,7 @@ impl Default for Config {
             path: Paths::default(),
             web: Web::default(),
             api: Api::default(),
-            probes: probe_names().map(|name| (name.to_owned(), true)).collect(),
+            probes: probe_names().map(|name| (name.to_owned(), is_default(name))).collect(),
             thresholds: Thresholds::default(),
             overrides: BTreeMap::new(),
             output: Output::default(),
@@ -182,6 +182,11 @@ pub fn probe_names() -> impl Iterator<Item = &'static str> {
     event_probes().map(|probe| probe.name).chain(watch::ALL.iter().map(|watch| watch.kind.name))
 }
 
+/// Whether a probe runs unless the configuration says otherwise.
+pub fn is_default(name: &str) -> bool {
+    event_probes().find(|probe| probe.name == name).is_none_or(|probe| probe.is_default)
+}
+
 /// The API shows command lines and addresses and asks for no password, so it stays on this machine.
 fn check_loopback(address: &str) -> Result<(), Usage> {
     let is_outside = match address.to_socket_addrs() {
@@ -217,7 +222,8 @@ mod tests {
         let config = Config::default();
         assert!(config.check().is_ok());
         assert_eq!(config.probes.len(), probe_names().count(), "no name twice");
-        assert!(config.load_options().disabled.is_empty());
+        let off = event_probes().filter(|probe| !probe.is_default).map(|probe| probe.name);
+        assert!(config.load_options().disabled.iter().eq(off), "{:?}", config.load_options().disabled);
     }
 
     #[test]

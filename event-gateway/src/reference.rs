@@ -1,7 +1,7 @@
 //! EVENTS.md: every kind of event with what it takes to be told, and the fields that all documents have, written from
 //! the declarations.
 
-use crate::config::event_probes;
+use crate::config::{event_probes, is_default};
 use crate::schema;
 use crate::watch::{self, Watch};
 use anyhow::Result;
@@ -24,7 +24,8 @@ is left out, never null and never zero. `event-gateway/schema/event.schema.json`
 
 A threshold is a key below `thresholds:` of the configuration, with its default. Each belongs to a probe: a kind whose probe
 has none is told each time, and so is a failure. In front of all stands the rate limit, `thresholds.rate_limit`. A hook in
-parentheses is one that not every kernel has. A probe whose hook is a file or a socket needs no BPF.
+parentheses is one that not every kernel has. A probe whose hook is a file or a socket needs no BPF. One that is off by default
+is switched on by its name: `probes: {NAME: true}`.
 
 | kind | what | probe | thresholds of the probe | hooks |
 |---|---|---|---|---|
@@ -53,7 +54,8 @@ pub fn write(mut out: impl Write) -> Result<()> {
     write!(out, "{HEAD}")?;
     let thresholds = serde_json::to_value(Thresholds::default())?;
     let mut row = |kind: &str, help: &str, probe: &str, hooks: &str| {
-        writeln!(out, "| `{kind}` | {help} | `{probe}` | {} | {hooks} |", limits(&thresholds, probe))
+        let note = if is_default(probe) { "" } else { " (off by default)" };
+        writeln!(out, "| `{kind}` | {help} | `{probe}`{note} | {} | {hooks} |", limits(&thresholds, probe))
     };
     for probe in event_probes() {
         for event in probe.events {
@@ -148,6 +150,7 @@ mod tests {
             assert!(page.contains(&format!("\n| `{}` |", kind.name)), "{kind:?}");
         }
         assert!(page.contains("`runqueue_latency.min_wait` 50ms"), "{page}");
+        assert!(page.contains("| `receive` (off by default) |"), "{page}");
         let fields = page.split_once("## Fields").unwrap().1.lines().filter(|line| line.starts_with("| `"));
         let mut count = 0;
         for line in fields {

@@ -28,6 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     options.thresholds.soft_lockup.min_duration = shortest;
     options.thresholds.compaction.min_duration = shortest;
     options.thresholds.task_state.min_stuck = shortest;
+    // Only of readers: on the way to a socket there is mostly no task to name.
+    options.thresholds.receive.min_to_user = shortest;
     let mut set = ProbeSet::load(&[probe], &options);
     if let Some(status) = set.status().iter().find(|status| status.state != ProbeState::Active) {
         return Err(status.state.to_string().into());

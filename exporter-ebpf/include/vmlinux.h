@@ -331,9 +331,16 @@ struct sk_buff_head {
 	struct sk_buff *next;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
 	struct sk_buff_head sk_receive_queue;
 	__u16 sk_protocol;
 	int sk_err;
@@ -365,6 +372,7 @@ struct tcp_request_sock {
 };
 
 struct udp_sock {
+	int forward_deficit;
 	struct sk_buff_head reader_queue;
 };
 
@@ -373,6 +381,8 @@ struct inet_connection_sock {
 };
 
 struct tcp_sock {
+	__u32 rcv_nxt;
+	__u32 copied_seq;
 	__u32 srtt_us;
 	__u32 packets_out;
 	__u32 sacked_out;

@@ -7,7 +7,7 @@ use crate::hook::{Attach, Attempt, Hook};
 use crate::maps::Maps;
 use crate::object::ObjectLoader;
 use crate::policy;
-use crate::probe::{Collector, Kernel, Probe, Want};
+use crate::probe::{Collector, Kernel, Probe, Upkeep, Want};
 use crate::statistics::{self, Statistics};
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{Program, ProgramError};
@@ -134,6 +134,7 @@ pub(crate) struct Loaded {
     may_pass: bool,
     pub(crate) ebpf: Option<Ebpf>,
     pub(crate) hierarchy: Hierarchy,
+    pub(crate) upkeep: Option<Box<dyn Upkeep>>,
     collector: Option<Box<dyn Collector>>,
 }
 
@@ -301,6 +302,7 @@ fn load<'h>(
         may_pass: false,
         ebpf: None,
         hierarchy,
+        upkeep: None,
         collector: None,
     };
     if options.disabled.contains(probe.name) {
@@ -357,6 +359,9 @@ fn attach_all(
     if options.want == Want::Metrics {
         let kernel = Kernel { hooks: &loaded.hooks, ..kernel };
         loaded.collector = probe.collector.map(|make| make(&Maps(&ebpf), &kernel)).transpose()?;
+    }
+    if options.want == Want::Events {
+        loaded.upkeep = probe.upkeep.map(|make| make(&Maps(&ebpf))).transpose()?;
     }
     loaded.ebpf = Some(ebpf);
     Ok(())

@@ -31,6 +31,9 @@ pub type Globals = Vec<(&'static str, u64)>;
 /// Opens the maps that a collector reads.
 pub type MakeCollector = fn(&Maps, &Kernel<'_>) -> Result<Box<dyn Collector>, ProbeError>;
 
+/// Makes what the programs need from user space while they tell events.
+pub type MakeUpkeep = fn(&Maps) -> Result<Box<dyn Upkeep>, ProbeError>;
+
 /// One kernel probe.
 pub struct Probe {
     /// Name of its folder, of its configuration key, and of the `probe` label.
@@ -51,12 +54,14 @@ pub struct Probe {
     pub thresholds: fn(&Thresholds) -> Vec<Duration>,
     /// Fills the maps that the programs read from the start, before anything attaches.
     pub prepare: fn(&Maps, &Kernel<'_>) -> Result<(), ProbeError>,
-    /// Whether the exporter loads it unless it is switched off: false for what costs more than most want to pay.
+    /// Whether it is loaded unless it is switched off: false for what costs more than most want to pay.
     pub is_default: bool,
     /// The families that the collector fills.
     pub metrics: &'static [MetricDef],
     /// The events that its ring carries.
     pub events: &'static [EventDef],
+    /// What has to live, and to be looked after, for as long as its ring is read.
+    pub upkeep: Option<MakeUpkeep>,
     /// Makes the reader of the probe's maps.
     pub collector: Option<MakeCollector>,
     /// Whether it takes CPU samples.
@@ -80,6 +85,7 @@ impl Probe {
         is_default: true,
         metrics: &[],
         events: &[],
+        upkeep: None,
         collector: None,
         samples: false,
         lives: None,
@@ -118,6 +124,12 @@ impl Kernel<'_> {
 pub trait Collector: Send {
     /// Adds what the maps hold to `out`.
     fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError>;
+}
+
+/// What a probe's programs need from user space while they tell events. Dropping it ends it.
+pub trait Upkeep: Send {
+    /// Looks after it; called each time that the rings are drained, so some times a second.
+    fn keep(&mut self) -> Result<(), ProbeError>;
 }
 
 /// One kind of event.

@@ -5,7 +5,7 @@ use crate::abi::ring_counts;
 use crate::error::ProbeError;
 use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{Maps, Table};
-use crate::probe::EventDef;
+use crate::probe::{EventDef, Upkeep};
 use crate::record::{Decoded, Header, Names};
 use crate::symbols::KernelSymbols;
 use aya::maps::{MapData, RingBuf};
@@ -75,6 +75,7 @@ struct Ring {
     hierarchy: Hierarchy,
     ring: RingBuf<MapData>,
     counts: Table<u32, ring_counts>,
+    upkeep: Option<Box<dyn Upkeep>>,
     decode_errors: u64,
     suppressed_before: HashMap<Option<u64>, u64>,
 }
@@ -113,6 +114,7 @@ fn open_ring(loaded: &mut Loaded, names: Names) -> Result<Option<Ring>, ProbeErr
         hierarchy: loaded.hierarchy,
         ring,
         counts,
+        upkeep: loaded.upkeep.take(),
         decode_errors: 0,
         suppressed_before: HashMap::new(),
     }))
@@ -159,6 +161,9 @@ impl EventStream {
     /// Takes what the rings hold, a bounded number of records from each.
     pub fn drain(&mut self, each: &mut dyn FnMut(Fact)) {
         for ring in &mut self.rings {
+            if let Some(Err(error)) = ring.upkeep.as_mut().map(|upkeep| upkeep.keep()) {
+                tracing::debug!(probe = ring.probe, %error, "what its programs need was not looked after");
+            }
             for _ in 0..DRAIN_MAX {
                 let Some(record) = ring.ring.next() else { break };
                 let decoded = (ring.event.decode)(&record, &ring.names);

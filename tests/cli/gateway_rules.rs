@@ -1,4 +1,4 @@
-//! Thresholds of single containers, and thresholds that change while the gateway runs.
+//! Thresholds of single containers, thresholds that change while the gateway runs, and which probes run at all.
 
 use crate::gateway::Gateway;
 use kpulse_tests::cgroup::Cgroup;
@@ -70,5 +70,23 @@ fn an_override_that_cannot_be_used_is_refused_by_its_name() {
         let ended = run(gateway.command("run").arg("--config.file").arg(&file));
         assert_eq!(ended.code, Some(2), "{own}: {}", ended.stderr);
         assert!(ended.stderr.contains("overrides.mine") && ended.stderr.contains(why), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_probe_that_is_off_by_default_is_switched_on_by_its_name() {
+    let gateway = Gateway::new();
+    let file = gateway.state.path().join("config.yaml");
+    fs::write(&file, "probes: {receive: true, softirq: false}\n").unwrap();
+    let flag = format!("--config.file={}", file.display());
+    let (mut default, mut by_file, mut by_variable) =
+        (gateway.command("check"), gateway.command("check"), gateway.command("check"));
+    by_file.arg(flag);
+    by_variable.env("KPULSE_GATEWAY__PROBES__RECEIVE", "true");
+    for (check, off) in [(&mut default, "receive"), (&mut by_file, "softirq"), (&mut by_variable, "")] {
+        let table = run(check).stdout;
+        let lines = table.lines().filter(|line| line.contains("turned off by the configuration"));
+        let names: Vec<_> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(names.join(" "), off, "{table}");
     }
 }

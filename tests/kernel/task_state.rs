@@ -4,6 +4,7 @@ use super::*;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::kernel_log::KernelLog;
 use kpulse_tests::load::{self, Worker};
+use kpulse_tests::stuck_page::StuckPage;
 use kpulse_tests::{skip, until};
 use std::fs;
 use std::io;
@@ -201,8 +202,8 @@ fn tasks_are_counted_once_a_second_at_most() {
 
 /// A pipe whose lock a thread holds, since what it writes lies in a page that nobody fills.
 struct StuckPipe {
-    userfaultfd: OwnedFd,
-    page: usize,
+    /// Until the drop.
+    page: Option<StuckPage>,
     write_end: OwnedFd,
     _read_end: OwnedFd,
     holder: Option<thread::JoinHandle<()>>,
@@ -210,43 +211,27 @@ struct StuckPipe {
     writer: Option<Worker>,
 }
 
-const PAGE: usize = 4096;
-
 impl StuckPipe {
     fn make() -> io::Result<Self> {
-        const API: libc::c_ulong = 0xc018_aa3f;
-        const REGISTER: libc::c_ulong = 0xc020_aa00;
         let mut pipe = [0; 2];
-        // SAFETY: each call gets what its manual page asks for, and the results are checked before they are used.
-        let (userfaultfd, page) = unsafe {
-            check(libc::pipe(pipe.as_mut_ptr()).into())?;
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let page = libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, -1, 0);
-            check(page as i64)?;
-            let fd = check(libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC))?;
-            let userfaultfd = OwnedFd::from_raw_fd(i32::try_from(fd).expect("descriptors are small"));
-            let mut version = [0xaau64, 0, 0];
-            check(libc::ioctl(userfaultfd.as_raw_fd(), API, version.as_mut_ptr()).into())?;
-            let missing = 1;
-            let mut range = [page as u64, PAGE as u64, missing, 0];
-            check(libc::ioctl(userfaultfd.as_raw_fd(), REGISTER, range.as_mut_ptr()).into())?;
-            (userfaultfd, page as usize)
-        };
+        // SAFETY: there is room for both descriptors.
+        check(unsafe { libc::pipe(pipe.as_mut_ptr()) }.into())?;
+        let page = StuckPage::make()?;
         // SAFETY: the descriptors were just made, and nothing else knows them.
         let [read_end, write_end] = pipe.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-        let (fd, (sender, receiver)) = (write_end.as_raw_fd(), mpsc::channel());
+        let (fd, address) = (write_end.as_raw_fd(), page.address());
+        let (sender, receiver) = mpsc::channel();
         let holder = thread::spawn(move || {
             // SAFETY: gettid cannot fail; the page is mapped for as long as the process lives.
             unsafe {
                 sender.send(libc::gettid()).expect("the test waits for it");
-                libc::write(fd, page as *const libc::c_void, 1);
+                libc::write(fd, address as *const libc::c_void, 1);
             }
         });
         let thread = receiver.recv().expect("the thread runs");
         until("thread that holds the pipe", || state(thread.unsigned_abs()).filter(|state| *state != 'R'));
         let holder = Some(holder);
-        Ok(Self { userfaultfd, page, write_end, _read_end: read_end, holder, writer: None })
+        Ok(Self { page: Some(page), write_end, _read_end: read_end, holder, writer: None })
     }
 
     /// A process that waits for the lock, in state D.
@@ -265,10 +250,7 @@ impl StuckPipe {
 impl Drop for StuckPipe {
     /// Lets everyone go on: no signal reaches who waits for the lock.
     fn drop(&mut self) {
-        const UNREGISTER: libc::c_ulong = 0x8010_aa01;
-        let range = [self.page as u64, PAGE as u64];
-        // SAFETY: the range is the registered one, and lives through the call.
-        unsafe { libc::ioctl(self.userfaultfd.as_raw_fd(), UNREGISTER, range.as_ptr()) };
+        drop(self.page.take());
         let _ = self.holder.take().map(thread::JoinHandle::join);
     }
 }

@@ -10,6 +10,7 @@ pub mod network;
 pub mod pressure;
 pub mod process;
 pub mod shaper;
+pub mod stuck_page;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,18 +1,23 @@
 #![doc = include_str!("README.md")]
 
+mod stamps;
+
 use crate::abi::histogram;
 use crate::error::ProbeError;
+use crate::features::Feature;
+use crate::flow::Flow;
 use crate::hook::{Hook, tp_btf};
 use crate::keyed::KeyedByContainer;
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, Kernel, Probe};
+use crate::probe::{Collector, EventDef, Kernel, Probe, Upkeep};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
-use std::io;
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use schemars::JsonSchema;
+use serde::Serialize;
+use stamps::Stamps;
 
 abi!("receive");
 
@@ -31,6 +36,7 @@ const UNMEASURED: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "receive",
     object: bpf_object!("receive"),
+    needs: &[Feature::RingBuffer],
     hooks: &[
         Hook::any("tcp_probe", &[tp_btf("tcp_probe", "tcp_probe")]),
         Hook::any("skb_copy_datagram_iovec", &[tp_btf("skb_copy_datagram_iovec", "skb_copy_datagram_iovec")]),
@@ -39,8 +45,17 @@ pub const PROBE: Probe = Probe {
     controller: "cpu",
     sized_by_containers: &[("latency", abi::PATHS)],
     is_default: false,
-    prepare: |maps, _| maps.table("real_offset")?.set(&0u32, &real_offset_ns()),
+    prepare: |maps, _| maps.table("real_offset")?.set(&0u32, &stamps::real_offset_ns()),
+    thresholds: |thresholds| vec![thresholds.receive.min_to_user, thresholds.receive.min_to_socket],
     metrics: &[LATENCY, UNMEASURED],
+    events: &[EventDef {
+        kind: "net_receive_delay",
+        help: "A packet waited for long on its way from the device to its socket, or to the program that reads it.",
+        decode,
+        body: schema_of::<Body>,
+        names: |_| Names::new(),
+    }],
+    upkeep: Some(|maps| Ok(Box::new(Stamps::open(maps)?))),
     collector: Some(|maps, kernel| Ok(Box::new(Reader::open(maps, kernel)?))),
     ..Probe::EMPTY
 };
@@ -48,19 +63,17 @@ pub const PROBE: Probe = Probe {
 struct Reader {
     latency: KeyedByContainer<abi::receive_key, histogram, Histogram>,
     losses: Table<u32, u64>,
-    real_offset: Table<u32, u64>,
-    /// While it is open, the kernel stamps every packet that arrives.
-    _stamps: UdpSocket,
+    stamps: Stamps,
 }
 
 impl Reader {
     fn open(maps: &Maps, kernel: &Kernel<'_>) -> Result<Self, ProbeError> {
         let rest = [abi::TCP_TO_SOCKET, abi::TCP_TO_USER, abi::UDP_TO_USER]
             .map(|path| abi::receive_key { cgroup_id: 0, path: path.into() });
-        let describe = |key: &abi::receive_key| (key.cgroup_id, labels(key.path));
-        let stamps = ask_for_stamps().map_err(|error| {
-            ProbeError::MissingFeature(format!("the kernel refused to stamp packets: {error}"))
-        })?;
+        let describe = |key: &abi::receive_key| {
+            let (protocol, stage) = way(key.path);
+            (key.cgroup_id, vec![protocol.into(), stage.into()])
+        };
         Ok(Self {
             latency: KeyedByContainer::new(
                 &LATENCY,
@@ -70,58 +83,79 @@ impl Reader {
                 describe,
             )?,
             losses: maps.table("losses")?,
-            real_offset: maps.table("real_offset")?,
-            _stamps: stamps,
+            stamps: Stamps::open(maps)?,
         })
     }
 }
 
 impl Collector for Reader {
     fn collect(&mut self, identities: &mut Identities, out: &mut Samples) -> Result<(), ProbeError> {
-        // Both clocks run at one rate; only setting the time moves them against each other.
-        self.real_offset.set(&0, &real_offset_ns())?;
+        self.stamps.keep()?;
         self.latency.collect(identities, out)?;
         out.count(&UNMEASURED, &[], self.losses.get(&0)?.unwrap_or(0));
         Ok(())
     }
 }
 
-fn labels(path: u64) -> Vec<Arc<str>> {
-    let (protocol, stage) = match u32::try_from(path) {
+/// Protocol and stage.
+fn way(path: u64) -> (&'static str, &'static str) {
+    match u32::try_from(path) {
         Ok(abi::TCP_TO_SOCKET) => ("tcp", "socket"),
         Ok(abi::TCP_TO_USER) => ("tcp", "user"),
         _ => ("udp", "user"),
-    };
-    vec![protocol.into(), stage.into()]
+    }
 }
 
-/// A socket that nothing is ever sent to, and that wants to know when its packets arrive.
-fn ask_for_stamps() -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let yes: libc::c_int = 1;
-    // SAFETY: the value has the size that is given, and lives through the call.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_TIMESTAMPNS,
-            (&raw const yes).cast(),
-            size_of_val(&yes) as libc::socklen_t,
-        )
-    };
-    if outcome == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Body {
+    #[serde(flatten)]
+    flow: Option<Flow>,
+    /// `tcp` or `udp`.
+    protocol: &'static str,
+    /// Where it came to after the wait: `socket`, or `user`, the program that reads it.
+    stage: &'static str,
+    /// What is in the socket's receive queue: bytes of a stream, for datagrams the memory that they take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_bytes: Option<u64>,
 }
 
-/// CLOCK_REALTIME minus CLOCK_MONOTONIC.
-fn real_offset_ns() -> u64 {
-    let (before, real, after) =
-        (now_ns(libc::CLOCK_MONOTONIC), now_ns(libc::CLOCK_REALTIME), now_ns(libc::CLOCK_MONOTONIC));
-    real.wrapping_sub(before + after.saturating_sub(before) / 2)
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::receive_record = view(bytes)?;
+    let (protocol, stage) = way(record.path);
+    let body = Body { flow: Flow::of(&record.flow), protocol, stage, queue_bytes: known(record.queue_bytes) };
+    Decoded::new(Header::from(&record.header), &body)
 }
 
-fn now_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both clocks exist on every Linux, and `time` lives through the call.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total, bytes};
+
+    const HEX: &str = include_str!("fixtures/net_receive_delay.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/net_receive_delay.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+        assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
+    }
+
+    #[test]
+    fn a_queue_that_nobody_could_read_is_absent() {
+        let mut record: abi::receive_record = view(&bytes(HEX)).unwrap();
+        record.queue_bytes = crate::abi::UNKNOWN_U64;
+        // SAFETY: the record is plain bytes, and lives through the call.
+        let raw = unsafe {
+            std::slice::from_raw_parts((&raw const record).cast::<u8>(), size_of::<abi::receive_record>())
+        };
+        let decoded = decode(raw, &Names::new()).unwrap();
+        assert!(decoded.body.get("queue_bytes").is_none() && decoded.body["stage"].is_string());
+    }
 }

@@ -7,12 +7,11 @@
 #include "probe.h"
 #include "compat.h"
 #include "losses.h"
-#include "socket.h"
+#include "read_flow.h"
 #include "by_cgroup.h"
+#include "ring.h"
 #include "receive.h"
 
-#define ETHERTYPE_IPV4 0x0800
-#define ETHERTYPE_IPV6 0x86dd
 #define MODE_TYPE 0170000
 #define MODE_SOCKET 0140000
 /* A stamp older than this is of another clock, or the clock was set. */
@@ -33,20 +32,64 @@ struct {
 	__type(value, struct histogram);
 } latency SEC(".maps");
 
-static __always_inline void measure(struct sk_buff *skb, __u64 path, __u64 cgroup_id)
+/* How long ago a packet came from its device; UNKNOWN_U64 without a usable stamp. */
+static __always_inline __u64 age_of(struct sk_buff *skb)
 {
-	struct receive_key key = { .cgroup_id = cgroup_id, .path = path };
 	__u64 stamp = BPF_CORE_READ(skb, tstamp);
 	__u32 zero = 0;
 	__u64 *offset = bpf_map_lookup_elem(&real_offset, &zero);
+	__u64 age_ns = offset ? bpf_ktime_get_ns() + *offset - stamp : 0;
 
-	if (!offset)
-		return;
-	__u64 age_ns = bpf_ktime_get_ns() + *offset - stamp;
-	if (age_ns && age_ns < AGE_MAX_NS)
+	return age_ns && age_ns < AGE_MAX_NS ? age_ns : UNKNOWN_U64;
+}
+
+static __always_inline void count(__u64 path, __u64 cgroup_id, __u64 age_ns)
+{
+	struct receive_key key = { .cgroup_id = cgroup_id, .path = path };
+
+	if (age_ns != UNKNOWN_U64)
 		time_by_cgroup(&latency, &key, age_ns);
 	else
 		lose(1);
+}
+
+/* As Recv-Q of `ss`: bytes that TCP has for the reader, memory that datagrams take. */
+static __always_inline __u64 queue_bytes(struct sock *sk)
+{
+	if (!sk || !is_full_socket(sk))
+		return UNKNOWN_U64;
+	if (is_tcp(sk)) {
+		struct tcp_sock *tcp = (void *)sk;
+		return (__u32)(BPF_CORE_READ(tcp, rcv_nxt) - BPF_CORE_READ(tcp, copied_seq));
+	}
+	struct udp_sock *udp = (void *)sk;
+	__s32 bytes = BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter) - BPF_CORE_READ(udp, forward_deficit);
+	return bytes > 0 ? bytes : 0;
+}
+
+struct arrival {
+	struct sk_buff *skb;
+	struct sock *sk;
+	__u64 path;
+	__u64 age_ns;
+};
+
+static __always_inline void tell(void *context, struct arrival *arrival, __u32 threshold, __u64 cgroup_id,
+				 bool is_current)
+{
+	struct receive_record *record = ring_reserve(sizeof(*record), cgroup_id, threshold, arrival->age_ns);
+	struct packet packet = {};
+
+	if (!record)
+		return;
+	if (is_current)
+		header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	record->path = arrival->path;
+	record->queue_bytes = queue_bytes(arrival->sk);
+	read_packet(arrival->skb, &packet);
+	flow_of_packet(&record->flow, &packet);
+	bpf_ringbuf_submit(record, 0);
 }
 
 static __always_inline __u64 reader_cgroup_id(void)
@@ -57,7 +100,12 @@ static __always_inline __u64 reader_cgroup_id(void)
 SEC("tp_btf/tcp_probe")
 int BPF_PROG(tcp_probe, struct sock *sk, struct sk_buff *skb)
 {
-	measure(skb, TCP_TO_SOCKET, socket_cgroup_id(sk));
+	struct arrival arrival = { .skb = skb, .sk = sk, .path = TCP_TO_SOCKET, .age_ns = age_of(skb) };
+
+	if (want_metrics)
+		count(TCP_TO_SOCKET, socket_cgroup_id(sk), arrival.age_ns);
+	if (may_tell(THRESHOLD_SOCKET, arrival.age_ns))
+		tell(ctx, &arrival, THRESHOLD_SOCKET, known_cgroup_id(sk), is_used_by_current(sk));
 	return 0;
 }
 
@@ -74,11 +122,29 @@ static __always_inline bool carries_tcp(struct sk_buff *skb)
 	return protocol == PROTOCOL_TCP;
 }
 
+/* Copies after the first begin behind the segment's own number: what is read piecemeal waited once. */
+static __always_inline bool is_begun(struct sk_buff *skb, struct sock *sk)
+{
+	struct tcp_skb_cb *control = (void *)skb + bpf_core_field_offset(skb->cb);
+	struct tcp_sock *tcp = (void *)sk;
+
+	if (!sk || !is_tcp(sk))
+		return false;
+	return (__s32)(BPF_CORE_READ(tcp, copied_seq) - BPF_CORE_READ(control, seq)) > 0;
+}
+
 SEC("tp_btf/skb_copy_datagram_iovec")
 int BPF_PROG(skb_copy_datagram_iovec, struct sk_buff *skb)
 {
-	if (carries_tcp(skb))
-		measure(skb, TCP_TO_USER, reader_cgroup_id());
+	if (!carries_tcp(skb))
+		return 0;
+	struct sock *sk = BPF_CORE_READ(skb, sk);
+	struct arrival arrival = { .skb = skb, .sk = sk, .path = TCP_TO_USER, .age_ns = age_of(skb) };
+	__u64 cgroup_id = reader_cgroup_id();
+	if (want_metrics)
+		count(TCP_TO_USER, cgroup_id, arrival.age_ns);
+	if (may_tell(THRESHOLD_USER, arrival.age_ns) && !is_begun(skb, sk))
+		tell(ctx, &arrival, THRESHOLD_USER, cgroup_id, true);
 	return 0;
 }
 
@@ -106,7 +172,13 @@ int BPF_PROG(sys_enter, struct pt_regs *registers, long number)
 	struct sk_buff *first = first_of((void *)sk + bpf_core_field_offset(struct udp_sock, reader_queue));
 	if (!first)
 		first = first_of((void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue));
-	if (first)
-		measure(first, UDP_TO_USER, reader_cgroup_id());
+	if (!first)
+		return 0;
+	struct arrival arrival = { .skb = first, .sk = sk, .path = UDP_TO_USER, .age_ns = age_of(first) };
+	__u64 cgroup_id = reader_cgroup_id();
+	if (want_metrics)
+		count(UDP_TO_USER, cgroup_id, arrival.age_ns);
+	if (may_tell(THRESHOLD_USER, arrival.age_ns))
+		tell(ctx, &arrival, THRESHOLD_USER, cgroup_id, true);
 	return 0;
 }

@@ -4,6 +4,7 @@
 
 #include "record.h"
 #include "histogram.h"
+#include "flow.h"
 
 /* What was measured: the protocol, and how far from the device the packet has come. */
 #define TCP_TO_SOCKET 0
@@ -16,5 +17,17 @@ struct receive_key {
 	__u64 path;
 };
 _Static_assert(sizeof(struct receive_key) == 16, "Rust reads this layout");
+
+/* Thresholds of the event policy. */
+#define THRESHOLD_USER 0
+#define THRESHOLD_SOCKET 1
+
+struct receive_record {
+	struct record_header header; /* the task that works on the socket, if one does */
+	__u64 path;
+	__u64 queue_bytes; /* in the socket's receive queue; UNKNOWN_U64 where no socket is known */
+	struct flow flow; /* of the packet */
+};
+_Static_assert(sizeof(struct receive_record) == 384, "Rust reads this layout");
 
 #endif
