@@ -6,7 +6,7 @@ source "$(dirname "$0")/environment.sh"
 cd "$ROOT" || exit 1
 
 logs=$TARGET/test-logs
-passed=0 failed=0 skips=()
+passed=0 failed=0 skips=() beside=()
 
 # show_log FILE: the end of it, indented; the whole is in the file.
 show_log() {
@@ -77,38 +77,62 @@ run_again() {
 	summary+=", of which ${#tests[@]} passed at the second try"
 }
 
-# run_tests NAME FOLDER PROGRAM ARGUMENT...: one test program, in its package's folder as cargo would.
-run_tests() {
-	local name=$1 folder=$2 log="$logs/${1// /-}.log" code=0 failed_before=$failed started=$SECONDS
+# run_program NAME FOLDER PROGRAM ARGUMENT...: one test program, in its package's folder as cargo would.
+run_program() {
+	local folder=$2 log="$logs/${1// /-}.log"
 	shift 2
-	(cd "$folder" && CARGO_MANIFEST_DIR=$folder timeout -k 10 1200 "$@") >"$log" 2>&1 </dev/null || code=$?
+	(cd "$folder" && CARGO_MANIFEST_DIR=$folder timeout -k 10 1200 "$@") >"$log" 2>&1 </dev/null
+}
+
+# judge CODE SECONDS NAME FOLDER PROGRAM ARGUMENT...: tells and counts how a test program went that ended with CODE.
+judge() {
+	local code=$1 seconds=$2 name=$3 log="$logs/${3// /-}.log" failed_before=$failed
+	shift 2
 	count_tests "$log" ""
 	# A program that died or hung has failed even if no single test said so.
-	if [ $code != 0 ] && [ $failed = "$failed_before" ]; then failed=$((failed + 1)); fi
-	if [ $code = 101 ] && run_again "$name" "$folder" "$@"; then code=0; fi
-	if [ $code = 0 ]; then
-		echo "ok      $name: $summary ($((SECONDS - started)) s)"
+	if [ "$code" != 0 ] && [ $failed = "$failed_before" ]; then failed=$((failed + 1)); fi
+	if [ "$code" = 101 ] && run_again "$@"; then code=0; fi
+	if [ "$code" = 0 ]; then
+		echo "ok      $name: $summary ($seconds s)"
 	else
 		echo "FAILED  $name: $summary, exit code $code"
 		show_log "$log"
 	fi
 }
 
+run_tests() {
+	local code=0 started=$SECONDS
+	run_program "$@" || code=$?
+	judge $code $((SECONDS - started)) "$@"
+}
+
+# start_beside and await_beside: the same for a program that sleeps more than it works, beside what comes in between.
+start_beside() {
+	beside=("$@") beside_since=$SECONDS
+	run_program "$@" &
+	beside_job=$!
+}
+
+await_beside() {
+	local code=0
+	[ ${#beside[@]} -gt 0 ] || return 0
+	wait "$beside_job" || code=$?
+	judge $code $((SECONDS - beside_since)) "${beside[@]}"
+}
+
 run_all_tests() {
-	local name folder program
+	local name folder program as_root=() soak=()
+	if ! is_root && can_sudo; then as_root=(sudo -n); fi
 	while IFS=$'\t' read -r name folder program <&3; do
 		case $name in
 		# These load programs into the one kernel there is: one at a time, and as root where that can be had.
-		kernel | soak)
-			if ! is_root && can_sudo; then
-				run_tests "$name" "$folder" sudo -n "$program" --test-threads=1 --show-output
-			else
-				run_tests "$name" "$folder" "$program" --test-threads=1 --show-output
-			fi
-			;;
+		kernel) run_tests "$name" "$folder" "${as_root[@]}" "$program" --test-threads=1 --show-output ;;
+		soak) soak=("$name" "$folder" "${as_root[@]}" "$program" --test-threads=1 --show-output) ;;
 		*) run_tests "$name" "$folder" "$program" --show-output ;;
 		esac
 	done 3<"$logs/programs"
+	# The guests have kernels of their own.
+	[ ${#soak[@]} = 0 ] || start_beside "${soak[@]}"
 }
 
 list_tests() { packaging/list-tests.sh >"$logs/programs"; }
@@ -177,5 +201,6 @@ check "test programs" list_tests || finish
 check "second build rebuilds nothing" rebuilds_nothing
 run_all_tests
 run_matrix
+await_beside
 check clippy packaging/lint.sh clippy
 finish
