@@ -4,6 +4,7 @@
 #define KPULSE_BY_CGROUP_H
 
 #include "histogram.h"
+#include "value_or_new.h"
 
 /* A map from cgroup id to value. Bound: the loader's container_max. Key 0 holds what found no room. */
 #define BY_CGROUP(name, value_type)                     \
@@ -17,12 +18,8 @@
 /* The value of `key`, made from `empty` when it is new; that of cgroup 0 when there is no room. */
 static __always_inline void *value_by_cgroup(void *map, void *key, const void *empty)
 {
-	void *value = bpf_map_lookup_elem(map, key);
+	void *value = value_or_new(map, key, empty);
 
-	if (value)
-		return value;
-	bpf_map_update_elem(map, key, empty, BPF_NOEXIST);
-	value = bpf_map_lookup_elem(map, key);
 	if (value)
 		return value;
 	*(__u64 *)key = 0;

@@ -5,16 +5,13 @@
 #define KPULSE_BY_DEVICE_H
 
 #include "histogram.h"
+#include "value_or_new.h"
 
 /* The value of `key`, made from `empty` when it is new; that of the key of zeros when there is no room. */
 static __always_inline void *value_by_device(void *map, void *key, __u32 key_bytes, const void *empty)
 {
-	void *value = bpf_map_lookup_elem(map, key);
+	void *value = value_or_new(map, key, empty);
 
-	if (value)
-		return value;
-	bpf_map_update_elem(map, key, empty, BPF_NOEXIST);
-	value = bpf_map_lookup_elem(map, key);
 	if (value)
 		return value;
 	__builtin_memset(key, 0, key_bytes);

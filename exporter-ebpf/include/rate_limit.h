@@ -8,6 +8,7 @@
 #define KPULSE_RATE_LIMIT_H
 
 #include "policy.h"
+#include "value_or_new.h"
 
 struct bucket {
 	__u64 full_at_ns;
@@ -24,13 +25,9 @@ struct {
 
 static __always_inline struct bucket *rate_bucket(__u64 cgroup_id)
 {
-	struct bucket *bucket = bpf_map_lookup_elem(&rate_buckets, &cgroup_id);
-
-	if (bucket)
-		return bucket;
 	struct bucket fresh = {};
-	bpf_map_update_elem(&rate_buckets, &cgroup_id, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&rate_buckets, &cgroup_id);
+
+	return value_or_new(&rate_buckets, &cgroup_id, &fresh);
 }
 
 static __always_inline bool rate_limit_take(struct bucket *bucket, struct event_policy *rule, __u64 now_ns)

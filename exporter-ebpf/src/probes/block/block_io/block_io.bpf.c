@@ -7,10 +7,11 @@
  */
 #include "probe.h"
 #include "compat.h"
+#include "by_cgroup.h"
 #include "cgroup.h"
-#include "histogram.h"
 #include "losses.h"
 #include "ring.h"
+#include "value_or_new.h"
 #include "block_io.h"
 
 /* Bios on their way. Over the bound the oldest gives way, and its request counts as q2c_untimed. */
@@ -126,15 +127,10 @@ static __always_inline __u64 d2c_of(struct request *request, __u64 now_ns)
 
 static __always_inline struct block_io_value *value_of(struct block_io_key *key)
 {
-	struct block_io_value *value = bpf_map_lookup_elem(&latency, key);
 	__u32 zero = 0;
-
-	if (value)
-		return value;
 	struct block_io_value *empty = bpf_map_lookup_elem(&zero_value, &zero);
-	if (empty)
-		bpf_map_update_elem(&latency, key, empty, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&latency, key);
+
+	return empty ? value_or_new(&latency, key, empty) : NULL;
 }
 
 static __always_inline void count(struct block_io_key *key, __u64 d2c_ns, __u64 q2c_ns, __u32 bytes)
@@ -188,20 +184,10 @@ static __always_inline __u64 owner_of(struct request *request)
 
 static __always_inline struct block_io_owner_value *owner_value_of(struct block_io_owner_key *key)
 {
-	struct block_io_owner_value *value = bpf_map_lookup_elem(&owners, key);
 	__u32 zero = 0;
-
-	if (value)
-		return value;
 	struct block_io_owner_value *empty = bpf_map_lookup_elem(&zero_owner, &zero);
-	if (!empty)
-		return NULL;
-	bpf_map_update_elem(&owners, key, empty, BPF_NOEXIST);
-	value = bpf_map_lookup_elem(&owners, key);
-	if (value)
-		return value;
-	key->cgroup_id = 0;
-	return bpf_map_lookup_elem(&owners, key);
+
+	return empty ? value_by_cgroup(&owners, key, empty) : NULL;
 }
 
 static __always_inline void count_owner(struct request *request, __u32 operation, __u64 d2c_ns, __u64 q2c_ns)

@@ -7,6 +7,7 @@
 #include "probe.h"
 #include "histogram.h"
 #include "losses.h"
+#include "value_or_new.h"
 #include "jbd2.h"
 
 #define JOURNALS 256
@@ -42,13 +43,8 @@ static __always_inline int begin(__u32 dev)
 static __always_inline void count(__u32 dev, __u32 phase, __u64 ns)
 {
 	struct jbd2_key key = { .dev = dev, .phase = phase };
-	struct histogram *histogram = bpf_map_lookup_elem(&phases, &key);
+	struct histogram nothing = {}, *histogram = value_or_new(&phases, &key, &nothing);
 
-	if (!histogram) {
-		struct histogram empty = {};
-		bpf_map_update_elem(&phases, &key, &empty, BPF_NOEXIST);
-		histogram = bpf_map_lookup_elem(&phases, &key);
-	}
 	if (histogram)
 		histogram_add(histogram, ns);
 	else

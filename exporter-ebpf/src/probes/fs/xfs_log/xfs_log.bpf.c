@@ -7,6 +7,7 @@
  */
 #include "probe.h"
 #include "histogram.h"
+#include "value_or_new.h"
 #include "xfs_log.h"
 
 #define DEVICES 128
@@ -81,13 +82,7 @@ static __always_inline struct xfs_log_value *loss_counters(void)
 static __always_inline struct histogram *histogram_of(__u32 dev, __u32 wait)
 {
 	struct xfs_log_key key = { .dev = dev, .wait = wait };
-	struct histogram *histogram = bpf_map_lookup_elem(&waits, &key);
-
-	if (!histogram) {
-		struct histogram empty = {};
-		bpf_map_update_elem(&waits, &key, &empty, BPF_NOEXIST);
-		histogram = bpf_map_lookup_elem(&waits, &key);
-	}
+	struct histogram nothing = {}, *histogram = value_or_new(&waits, &key, &nothing);
 	struct xfs_log_value *loss = histogram ? NULL : loss_counters();
 	if (loss)
 		__sync_fetch_and_add(&loss->devices_full, 1);
@@ -147,12 +142,7 @@ static __always_inline int force_waits(struct buffer buffer, __u32 state)
 	/* In these two states there is nothing to wait for. */
 	if (state == XLOG_STATE_ACTIVE || state == XLOG_STATE_DIRTY)
 		return 0;
-	struct waiters *waiters = bpf_map_lookup_elem(&waiting, &buffer);
-	if (!waiters) {
-		struct waiters none = {};
-		bpf_map_update_elem(&waiting, &buffer, &none, BPF_NOEXIST);
-		waiters = bpf_map_lookup_elem(&waiting, &buffer);
-	}
+	struct waiters none = {}, *waiters = value_or_new(&waiting, &buffer, &none);
 	if (waiters && waiters->count < WAITERS) {
 		waiters->since_ns[waiters->count++ & (WAITERS - 1)] = begun_ns;
 		return 0;

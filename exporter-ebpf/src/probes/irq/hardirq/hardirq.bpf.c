@@ -6,6 +6,7 @@
  */
 #include "probe.h"
 #include "histogram.h"
+#include "value_or_new.h"
 #include "hardirq.h"
 
 struct {
@@ -47,9 +48,7 @@ static __always_inline struct histogram *duration_of(__u32 irq)
 	struct histogram *empty = bpf_map_lookup_elem(&zero_histogram, &zero);
 	if (!empty)
 		return NULL;
-	/* Another CPU may make it at the same time: that it is there counts, not who made it. */
-	bpf_map_update_elem(&duration, &irq, empty, BPF_NOEXIST);
-	histogram = bpf_map_lookup_elem(&duration, &irq);
+	histogram = value_or_new(&duration, &irq, empty);
 	if (histogram)
 		return histogram;
 	irq = OTHER_IRQ;

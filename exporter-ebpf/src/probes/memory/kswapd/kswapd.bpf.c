@@ -6,6 +6,7 @@
  */
 #include "probe.h"
 #include "histogram.h"
+#include "value_or_new.h"
 #include "kswapd.h"
 
 #define NODES_MAX 1024 /* MAX_NUMNODES of every distribution: no node finds no room */
@@ -21,13 +22,9 @@ struct {
 
 static __always_inline struct kswapd_value *value_of(__u32 node)
 {
-	struct kswapd_value *value = bpf_map_lookup_elem(&nodes, &node);
-
-	if (value)
-		return value;
 	struct kswapd_value fresh = {};
-	bpf_map_update_elem(&nodes, &node, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&nodes, &node);
+
+	return value_or_new(&nodes, &node, &fresh);
 }
 
 SEC("tp_btf/mm_vmscan_kswapd_wake")

@@ -7,6 +7,7 @@
 #include "losses.h"
 #include "read_flow.h"
 #include "ring.h"
+#include "value_or_new.h"
 #include "packet_drop.h"
 
 /* Bound: the loader's container_max, times what one container meets. Drops beyond it are counted in `losses`. */
@@ -66,12 +67,8 @@ static __always_inline void count(struct packet *packet, __u64 cgroup_id, __u64 
 		.ethertype = packet->ethertype,
 		.protocol = packet->ip_version ? packet->protocol : 0,
 	};
-	__u64 *drop_count = bpf_map_lookup_elem(&drops, &key), nothing = 0;
+	__u64 nothing = 0, *drop_count = value_or_new(&drops, &key, &nothing);
 
-	if (!drop_count) {
-		bpf_map_update_elem(&drops, &key, &nothing, BPF_NOEXIST);
-		drop_count = bpf_map_lookup_elem(&drops, &key);
-	}
 	if (drop_count)
 		__sync_fetch_and_add(drop_count, 1);
 	else

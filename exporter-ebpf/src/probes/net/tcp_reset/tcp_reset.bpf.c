@@ -7,6 +7,7 @@
 #include "read_flow.h"
 #include "by_cgroup.h"
 #include "ring.h"
+#include "value_or_new.h"
 #include "tcp_reset.h"
 
 struct {
@@ -24,12 +25,11 @@ static __always_inline void count(struct sock *sk, __u32 direction, __u32 reason
 		.reason = reason,
 	};
 
+	__u64 nothing = 0;
+
 	/* What finds no room is counted without its reason. */
-	if (!bpf_map_lookup_elem(&resets, &key)) {
-		__u64 nothing = 0;
-		if (bpf_map_update_elem(&resets, &key, &nothing, BPF_NOEXIST) && !bpf_map_lookup_elem(&resets, &key))
-			key.reason = NO_REASON;
-	}
+	if (!value_or_new(&resets, &key, &nothing))
+		key.reason = NO_REASON;
 	count_by_cgroup(&resets, &key, 1);
 }
 

@@ -6,8 +6,8 @@
  */
 #include "probe.h"
 #include "compat.h"
+#include "by_cgroup.h"
 #include "cgroup.h"
-#include "histogram.h"
 #include "ring.h"
 #include "runqueue_latency.h"
 
@@ -36,13 +36,7 @@ struct wait {
 	__u32 origin;
 };
 
-/* Bound: the loader's container_max. Key 0 holds what found no room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(max_entries, 512);
-	__type(key, __u64);
-	__type(value, struct runqueue_latency_account);
-} accounts SEC(".maps");
+BY_CGROUP(accounts, struct runqueue_latency_account);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -75,16 +69,12 @@ static __always_inline struct runqueue_latency_account *account_of(__u64 cgroup_
 	struct runqueue_latency_account *empty = bpf_map_lookup_elem(&zero_account, &zero);
 	if (!empty)
 		return NULL;
-	/* Another CPU may make it at the same time: that it is there counts, not who made it. */
-	bpf_map_update_elem(&accounts, &cgroup_id, empty, BPF_NOEXIST);
-	account = bpf_map_lookup_elem(&accounts, &cgroup_id);
-	if (account)
-		return account;
-	struct runqueue_latency_value *loss = loss_counters();
+	account = value_by_cgroup(&accounts, &cgroup_id, empty);
+	/* It is that of cgroup 0 by now, which holds what finds no room. */
+	struct runqueue_latency_value *loss = cgroup_id ? NULL : loss_counters();
 	if (loss)
 		loss->table_full++;
-	cgroup_id = 0;
-	return bpf_map_lookup_elem(&accounts, &cgroup_id);
+	return account;
 }
 
 /* What tells apart the tasks that share an index, below the time and the origin. */
