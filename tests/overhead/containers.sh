@@ -42,6 +42,18 @@ make_containers() {
 	done
 }
 
+# wake_containers: a short-lived process in each, so that probes have something to count for all of them.
+wake_containers() {
+	local mount id
+	for id in "${containers[@]}"; do
+		(
+			for mount in $(hierarchies); do echo 0 >"$mount/docker/$id/cgroup.procs"; done
+			sleep 0.001
+			exec true
+		)
+	done
+}
+
 drop_containers() {
 	local mount id pid
 	for pid in "${sleepers[@]}"; do kill "$pid" 2>/dev/null || true; done

@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2154 # measure.sh has what is shared
 # What does a scrape cost, by the number of containers, and does it depend on how busy the machine is? Read by run.sh.
 
-# Containers and the target for the CPU of a scrape in milliseconds; - is none.
+# Containers, and the target for the CPU of a scrape of their run-queue histograms in milliseconds; - is none. A histogram
+# is 31 series, so 400 are 12,400: what peers are measured with, and nothing but the map, names and text.
 CURVE=("1 -" "100 2" "200 -" "400 6")
 RSS_TARGET=15
 
@@ -34,6 +35,7 @@ curve() {
 	local name=$1 quiet packed loaded series memory kernel=-
 	shift
 	start "$@" || return
+	wake_containers
 	curl --silent --output /dev/null "$url?[1-5]"
 	quiet=$(scrape_ms)
 	packed=$(scrape_ms --compressed)
@@ -47,16 +49,26 @@ curve() {
 	figure=$quiet resident=$memory
 }
 
+# curve_of_exporter NAME FLAG...
+curve_of_exporter() {
+	local name=$1
+	shift
+	curve "$name" "http://$address/-/ready" "$release/kpulse-exporter" serve --web.listen-address "$address" "$@"
+}
+
+memory_verdict() { echo "  ≤ $RSS_TARGET MiB $(verdict "$resident" $RSS_TARGET)" >>"$work/curve"; }
+
 bench_scrape() {
 	local point count target peer=prometheus-node-exporter
 	for point in "${CURVE[@]}"; do
 		read -r count target <<<"$point"
 		make_containers "$count" || return
 		echo "bench: scrapes with $count containers" >&2
-		curve kpulse-exporter "http://$address/-/ready" "$release/kpulse-exporter" serve --web.listen-address "$address" || return
-		if [ "$target" = - ]; then echo; else
-			echo "  ≤ $target ms $(verdict "$figure" "$target"), ≤ $RSS_TARGET MiB $(verdict "$resident" $RSS_TARGET)"
-		fi >>"$work/curve"
+		curve_of_exporter "run-queue metric" --collector.disable-defaults --collector.runqueue_latency || return
+		[ "$target" = - ] || printf '  ≤ %s ms %s,' "$target" "$(verdict "$figure" "$target")" >>"$work/curve"
+		memory_verdict
+		curve_of_exporter kpulse-exporter || return
+		memory_verdict
 	done
 	have $peer || peer=node_exporter
 	if have $peer; then
@@ -71,7 +83,8 @@ print_curve() {
 	[ -s "$work/curve" ] || return 0
 	echo
 	echo "CPU of a scrape in ms, a second after the one before: quiet, of which the kernel writes cgroup files; compressed by"
-	echo "gzip; and while context switches and loopback TCP keep the machine busy"
+	echo "gzip; and while context switches and loopback TCP keep the machine busy. The run-queue metric alone is one histogram"
+	echo "for each container; kpulse-exporter is everything that is on by default, of containers that did run"
 	printf '%-20s %5s %8s %8s %8s %8s %8s %8s\n' "" "cont." series quiet kernel gzip busy MiB
 	cat "$work/curve"
 }
