@@ -34,4 +34,4 @@ pub use loader::{
 };
 pub use policy::Policies;
 pub use probe::{Collector, EventDef, Probe, Want};
-pub use ring::{EventStream, Fact, Loss, NO_CPU};
+pub use ring::{EventStream, Fact, Loss};

@@ -21,9 +21,6 @@ const DRAIN_MAX: usize = 4096;
 /// Cgroups whose last suppressed count is remembered, per probe; beyond it the oldest knowledge is dropped at once.
 const SUPPRESSED_MAX: usize = 4096;
 
-/// The CPU of what happened on none.
-pub const NO_CPU: u32 = u32::MAX;
-
 /// One decoded record of a ring, with names instead of kernel addresses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fact {
@@ -37,8 +34,8 @@ pub struct Fact {
     pub value_ns: Option<u64>,
     /// The threshold that it reached.
     pub threshold_ns: Option<u64>,
-    /// The CPU; [`NO_CPU`] when none can be named.
-    pub cpu: u32,
+    /// The CPU; `None` for what happened on none.
+    pub cpu: Option<u32>,
     /// Process id; 0 when no task can be named.
     pub pid: u32,
     /// Thread id.
@@ -233,7 +230,7 @@ impl Ring {
             boot_ns: header.boot_ns,
             value_ns: header.value_ns,
             threshold_ns: header.threshold_ns,
-            cpu: header.cpu,
+            cpu: Some(header.cpu),
             pid: header.pid,
             tid: header.tid,
             suppressed: self.suppressed_since_last(&header),

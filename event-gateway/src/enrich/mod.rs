@@ -18,7 +18,7 @@ use kpulse_common::event::{
     Stack, Thread,
 };
 use kpulse_common::paths::Paths;
-use kpulse_exporter_ebpf::{Fact, NO_CPU};
+use kpulse_exporter_ebpf::Fact;
 use process::{Known, Processes};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ impl Enrich {
         Kpulse {
             schema: SCHEMA_VERSION,
             probe: fact.probe.to_owned(),
-            cpu: (fact.cpu != NO_CPU).then_some(fact.cpu),
+            cpu: fact.cpu,
             cgroup,
             value_ns: fact.value_ns,
             threshold_ns: fact.threshold_ns,

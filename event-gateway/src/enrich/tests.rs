@@ -20,7 +20,7 @@ pub(crate) fn fact() -> Fact {
         boot_ns: boot_ns(),
         value_ns: Some(12),
         threshold_ns: Some(10),
-        cpu: 1,
+        cpu: Some(1),
         pid: std::process::id(),
         tid: std::process::id() + 1,
         comm: "worker".to_owned(),

@@ -50,7 +50,7 @@ fn fact() -> Fact {
         boot_ns: boot_ns(),
         value_ns: None,
         threshold_ns: None,
-        cpu: 0,
+        cpu: Some(0),
         pid: 0,
         tid: 0,
         comm: String::new(),

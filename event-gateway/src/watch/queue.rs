@@ -4,7 +4,7 @@ use super::limit::Limit;
 use super::{Finding, Watch};
 use crate::ring::Ring;
 use kpulse_common::clock::boot_ns;
-use kpulse_exporter_ebpf::{Fact, Loss, NO_CPU};
+use kpulse_exporter_ebpf::{Fact, Loss};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -71,7 +71,7 @@ fn fact(name: &'static str, finding: Finding, suppressed: u64) -> Fact {
         boot_ns: finding.boot_ns,
         value_ns: None,
         threshold_ns: None,
-        cpu: NO_CPU,
+        cpu: None,
         pid: 0,
         tid: 0,
         comm: String::new(),
