@@ -127,9 +127,7 @@ pub struct ProbeStatus {
 /// A probe in the kernel. Dropping it takes it out.
 pub(crate) struct Loaded {
     pub(crate) probe: &'static Probe,
-    pub(crate) state: ProbeState,
-    pub(crate) hooks: Vec<HookStatus>,
-    pub(crate) missing: Vec<String>,
+    status: ProbeStatus,
     /// Whether it failed for a cause that may pass.
     may_pass: bool,
     pub(crate) ebpf: Option<Ebpf>,
@@ -155,13 +153,7 @@ impl ProbeSet {
 
     /// Every probe that was wanted, and how it is.
     pub fn status(&self) -> Vec<ProbeStatus> {
-        let status = |loaded: &Loaded| ProbeStatus {
-            name: loaded.probe.name,
-            state: loaded.state.clone(),
-            hooks: loaded.hooks.clone(),
-            missing: loaded.missing.clone(),
-        };
-        self.loaded.iter().map(status).collect()
+        self.loaded.iter().map(|loaded| loaded.status.clone()).collect()
     }
 
     /// Names of the active probes that have metrics.
@@ -224,7 +216,7 @@ impl ProbeSet {
 
     /// `kpulse_probe_up` and `kpulse_probe_info`; after [`ProbeSet::watch_cost`] also what the probes cost.
     pub fn self_metrics(&self, out: &mut Samples) {
-        tell_status(&self.status(), out);
+        tell_status(self.loaded.iter().map(|loaded| &loaded.status), out);
         if let Some(statistics) = &self.statistics {
             statistics.tell(out);
         }
@@ -232,12 +224,10 @@ impl ProbeSet {
 }
 
 /// `kpulse_probe_up` and `kpulse_probe_info` of probes.
-pub fn tell_status(probes: &[ProbeStatus], out: &mut Samples) {
+pub fn tell_status<'s>(probes: impl IntoIterator<Item = &'s ProbeStatus>, out: &mut Samples) {
     for probe in probes {
         let is_up = probe.state == ProbeState::Active;
         out.number(&PROBE_UP, &[probe.name], f64::from(u8::from(is_up)));
-    }
-    for probe in probes {
         for hook in &probe.hooks {
             out.number(&PROBE_INFO, &[probe.name, hook.hook, hook.kind], 1.0);
         }
@@ -296,9 +286,12 @@ fn load<'h>(
     let hierarchy = host.hierarchies.of(probe.controller);
     let mut loaded = Loaded {
         probe,
-        state: ProbeState::Active,
-        hooks: Vec::new(),
-        missing: Vec::new(),
+        status: ProbeStatus {
+            name: probe.name,
+            state: ProbeState::Active,
+            hooks: Vec::new(),
+            missing: Vec::new(),
+        },
         may_pass: false,
         ebpf: None,
         hierarchy,
@@ -306,7 +299,7 @@ fn load<'h>(
         collector: None,
     };
     if options.disabled.contains(probe.name) {
-        loaded.state = ProbeState::Disabled { why: "turned off by the configuration".into() };
+        loaded.status.state = ProbeState::Disabled { why: "turned off by the configuration".into() };
         return loaded;
     }
     let outcome = needs(probe, options, host).and_then(|btf| {
@@ -317,10 +310,10 @@ fn load<'h>(
         tracing::warn!(probe = probe.name, %error, "probe is not active");
         // Dropping the object takes out whatever of it had attached.
         loaded.ebpf = None;
-        loaded.hooks.clear();
+        loaded.status.hooks.clear();
         loaded.may_pass = error.may_pass();
         let why = error.to_string();
-        loaded.state = match error {
+        loaded.status.state = match error {
             ProbeError::MissingFeature(_) => ProbeState::Disabled { why },
             _ => ProbeState::Failed { why },
         };
@@ -351,13 +344,13 @@ fn attach_all(
     }
     for hook in probe.hooks.iter().filter(|hook| hook.serves(options.want)) {
         match attach_first(&mut ebpf, hook, options, btf) {
-            Ok(status) => loaded.hooks.push(status),
-            Err(error) if hook.is_optional => loaded.missing.push(error.to_string()),
+            Ok(status) => loaded.status.hooks.push(status),
+            Err(error) if hook.is_optional => loaded.status.missing.push(error.to_string()),
             Err(error) => return Err(error),
         }
     }
     if options.want == Want::Metrics {
-        let kernel = Kernel { hooks: &loaded.hooks, ..kernel };
+        let kernel = Kernel { hooks: &loaded.status.hooks, ..kernel };
         loaded.collector = probe.collector.map(|make| make(&Maps(&ebpf), &kernel)).transpose()?;
     }
     if options.want == Want::Events {

@@ -84,7 +84,7 @@ impl Watchers {
 
     /// Adds what the watches say about themselves.
     pub fn self_metrics(&self, out: &mut Samples) {
-        tell_status(&self.status(), out);
+        tell_status(&*lock(&self.shared.status), out);
         for (probe, count) in &*lock(&self.shared.resyncs) {
             out.count(&RESYNCS, &[probe], *count);
         }
