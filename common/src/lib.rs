@@ -11,6 +11,7 @@ pub mod http;
 pub mod logging;
 pub mod metric;
 pub mod mount;
+pub mod netns;
 pub mod paths;
 pub mod self_metrics;
 pub mod thresholds;

@@ -6,6 +6,7 @@ use super::pace::Pace;
 use super::text::Text;
 use super::{Collect, Host, HostCollector};
 use kpulse_common::metric::{Label, MetricDef, MetricKind, Samples, Value};
+use kpulse_common::netns::tcp_counters;
 use kpulse_common::paths::Paths;
 use std::sync::Arc;
 
@@ -27,8 +28,10 @@ pub const COLLECTOR: HostCollector = HostCollector {
     make: |paths| Box::new(ListenOverflow::new(paths)),
 };
 
-/// The counters of one namespace, in the order of the families.
-type Counts = [Option<u64>; 2];
+/// What the kernel calls them, in the order of the families.
+const COUNTERS: [&str; 2] = ["ListenOverflows", "TCPToZeroWindowAdv"];
+/// Those of one namespace.
+type Counts = [Option<u64>; COUNTERS.len()];
 
 /// The kernel adds up all counters of a namespace over all CPUs for each reading, which takes 40 µs and more.
 struct ListenOverflow {
@@ -47,14 +50,15 @@ impl ListenOverflow {
 impl Collect for ListenOverflow {
     fn collect(&mut self, host: &mut Host, out: &mut Samples) -> anyhow::Result<()> {
         let path = host.net_file("netstat");
-        push(&std::array::from_fn(|_| "".into()), parse(host.text.read(&path)?), out);
+        let counts = tcp_counters(host.text.read(&path)?, COUNTERS);
+        push(&std::array::from_fn(|_| "".into()), counts, out);
         for _ in 0..self.containers.begin(host) {
             if !self.pace.allows() {
                 break;
             }
             let text = &mut self.text;
             self.containers.turn(host, &mut self.pace, |namespace| {
-                text.read(&namespace.folder.join("netstat")).ok().map(parse)
+                text.read(&namespace.folder.join("netstat")).ok().map(|text| tcp_counters(text, COUNTERS))
             });
         }
         for (container, counts) in self.containers.values() {
@@ -69,30 +73,5 @@ fn push(labels: &[Arc<str>; 4], counts: Counts, out: &mut Samples) {
         if let Some(count) = count {
             out.push(def, labels.to_vec(), Value::Count(count));
         }
-    }
-}
-
-/// The counters out of a line of names and a line of values.
-fn parse(text: &str) -> Counts {
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return [None; 2] };
-    ["ListenOverflows", "TCPToZeroWindowAdv"].map(|wanted| {
-        let mut pairs = names.split_ascii_whitespace().zip(values.split_ascii_whitespace());
-        pairs.find(|(name, _)| *name == wanted)?.1.parse().ok()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counters_are_found_by_name_and_absent_without_it() {
-        let text =
-            "TcpExt: A TCPToZeroWindowAdv ListenOverflows\nTcpExt: 1 2 3\nIpExt: ListenOverflows\nIpExt: 9\n";
-        assert_eq!(parse(text), [Some(3), Some(2)]);
-        assert_eq!(parse("TcpExt: ListenOverflows TCPToZeroWindowAdv\nTcpExt: 7\n"), [Some(7), None]);
-        assert_eq!(parse("TcpExt: ListenOverflows\n"), [None, None]);
-        assert_eq!(parse(""), [None, None]);
     }
 }

@@ -8,6 +8,7 @@ use super::pace::Pace;
 use super::roster::Place;
 use kpulse_common::container::{ContainerCgroup, Hierarchies, Hierarchy};
 use kpulse_common::metric::MetricKind;
+use kpulse_common::netns::first_process;
 use kpulse_common::paths::Paths;
 use std::collections::HashMap;
 use std::fs;
@@ -18,8 +19,6 @@ use std::time::{Duration, Instant};
 
 /// A container that has no namespace of its own, or shares one that is read already, is not looked at again so soon.
 const SHARED_FOR: Duration = Duration::from_secs(60);
-/// Most folders below a container's cgroup that are searched for a process.
-const FOLDERS_MAX: usize = 8;
 
 /// A network namespace, by a process that is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,22 +158,4 @@ impl<T> Known<T> {
             Self::Shared(_) => None,
         }
     }
-}
-
-/// The pid of a process in the cgroup or below it; inner cgroups hold them on v2 where there are any.
-fn first_process(cgroup: &Path) -> Option<String> {
-    let mut folders = vec![cgroup.to_owned()];
-    for _ in 0..FOLDERS_MAX {
-        let folder = folders.pop()?;
-        let text = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
-        // 0 is a process that our own pid namespace does not show.
-        if let Some(pid) = text.lines().find(|pid| *pid != "0") {
-            return Some(pid.to_owned());
-        }
-        let entries = fs::read_dir(&folder).ok()?.filter_map(Result::ok);
-        folders.extend(
-            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|it| it.path()),
-        );
-    }
-    None
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use diag::Listener;
 use kpulse_common::container::{ContainerCgroup, Hierarchy, Identities};
 use kpulse_common::event::schema_of;
+use kpulse_common::netns::{first_process, tcp_counters};
 use kpulse_common::paths::Paths;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -181,15 +182,9 @@ impl Counts {
         Self::parse(&fs::read_to_string(process.join("net/netstat")).ok()?)
     }
 
-    /// Out of a line of names and a line of values.
     fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-        let (names, values) = (lines.next()?, lines.next()?);
-        let number = |wanted: &str| {
-            let mut pairs = names.split_ascii_whitespace().zip(values.split_ascii_whitespace());
-            pairs.find(|(name, _)| *name == wanted)?.1.parse::<u64>().ok()
-        };
-        Some(Self { overflows: number("ListenOverflows")?, drops: number("ListenDrops")? })
+        let [overflows, drops] = tcp_counters(text, ["ListenOverflows", "ListenDrops"]);
+        Some(Self { overflows: overflows?, drops: drops? })
     }
 
     fn since(&self, before: &Self) -> Self {
@@ -198,16 +193,6 @@ impl Counts {
             drops: self.drops.saturating_sub(before.drops),
         }
     }
-}
-
-/// The pid of a process in the cgroup or in one right below it, where v2 has them when there are any.
-fn first_process(cgroup: &Path) -> Option<String> {
-    let below = fs::read_dir(cgroup).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    std::iter::once(cgroup.to_owned()).chain(below).find_map(|folder| {
-        let text = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
-        // 0 is a process that our own pid namespace does not show.
-        text.lines().find(|pid| *pid != "0").map(str::to_owned)
-    })
 }
 
 #[cfg(test)]
