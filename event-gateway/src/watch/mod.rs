@@ -6,6 +6,7 @@ mod filesystem_readonly;
 mod limit;
 mod link_change;
 mod listen_overflow;
+mod netlink;
 mod queue;
 mod thread;
 

@@ -1,7 +1,8 @@
 //! What rtnetlink says of links: bytes in, messages out.
 
-/// Bytes of `struct nlmsghdr` and of `struct ifinfomsg`.
-const HEADER: usize = 16;
+use crate::watch::netlink::{self, u16_at, u32_at};
+
+/// Bytes of `struct ifinfomsg`.
 const ABOUT: usize = 16;
 /// `IFLA_…` of `linux/if_link.h`.
 const NAME: u16 = 3;
@@ -39,30 +40,18 @@ pub enum Message {
 
 /// The messages of a datagram, and whether links changed while the kernel wrote the dump that they are of. What is not
 /// about links, and what is cut off, is passed over.
-pub fn parse(mut bytes: &[u8]) -> (Vec<Message>, bool) {
-    let (mut messages, mut is_interrupted) = (Vec::new(), false);
-    while let (Some(length), Some(kind), Some(flags)) = (u32_at(bytes, 0), u16_at(bytes, 4), u16_at(bytes, 6))
-    {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let Some(payload) = bytes.get(HEADER..length) else { break };
-        is_interrupted |= i32::from(flags) & libc::NLM_F_DUMP_INTR != 0;
-        messages.extend(message(kind, payload));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    (messages, is_interrupted)
+pub fn parse(datagram: &[u8]) -> (Vec<Message>, bool) {
+    let is_interrupted = netlink::messages(datagram).any(|message| message.is_interrupted);
+    (netlink::messages(datagram).filter_map(message).collect(), is_interrupted)
 }
 
-fn message(kind: u16, payload: &[u8]) -> Option<Message> {
-    match kind {
-        libc::RTM_NEWLINK => link(payload).map(Message::Link),
-        libc::RTM_DELLINK => index(payload).map(Message::Gone),
-        kind if i32::from(kind) == libc::NLMSG_DONE => Some(Message::Done),
-        kind if i32::from(kind) == libc::NLMSG_ERROR => {
-            let errno = u32_at(payload, 0)?.cast_signed().wrapping_neg();
-            // 0 acknowledges.
-            (errno != 0).then_some(Message::Refused(errno))
-        }
-        _ => None,
+fn message(message: netlink::Message) -> Option<Message> {
+    match (message.end(), message.kind) {
+        (Some(Ok(())), _) => Some(Message::Done),
+        (Some(Err(errno)), _) => Some(Message::Refused(errno)),
+        (None, libc::RTM_NEWLINK) => link(message.payload).map(Message::Link),
+        (None, libc::RTM_DELLINK) => index(message.payload).map(Message::Gone),
+        (None, _) => None,
     }
 }
 
@@ -100,26 +89,11 @@ fn link(payload: &[u8]) -> Option<Link> {
     })
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
+    use crate::watch::netlink::tests::encoded;
     use proptest::prelude::*;
-
-    fn encoded(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
-        let length = (HEADER + payload.len()) as u32;
-        let mut bytes =
-            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], payload].concat();
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     fn about(family: u8, index: u32, flags: i32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![family, 0, 0, 0];

@@ -3,9 +3,10 @@
 //! A change is told once it has stood for [`SETTLE`]: what flaps is one event with the number of changes, and what the
 //! end of a container takes down and away at once is none. Neither is that a new device comes up for the first time.
 
+mod driver;
 mod message;
-mod socket;
 
+use super::netlink::{DATAGRAM_BYTES, Received, Socket};
 use super::{Finding, Watch, Watcher};
 use crate::policies::Rules;
 use crate::schema::Kind;
@@ -15,7 +16,6 @@ use kpulse_common::event::schema_of;
 use message::{Link, Message};
 use schemars::JsonSchema;
 use serde::Serialize;
-use socket::{BUFFER_BYTES, Received, Socket};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 const SETTLE: Duration = Duration::from_millis(300);
 /// Most datagrams of one look; the rest waits for the next.
 const DATAGRAMS_MAX: usize = 1_024;
-/// Longer than any message of the kernel.
-const DATAGRAM_BYTES: usize = 64 << 10;
+/// What may wait in the socket: some hundred messages.
+const BUFFER_BYTES: libc::c_int = 1 << 20;
 /// Most devices that are followed; a host with more has its first ones followed.
 const DEVICES_MAX: usize = 16_384;
 /// When it looks though nothing comes.
@@ -99,7 +99,9 @@ enum Dump {
 
 impl LinkChange {
     fn open(procfs: &Path, buffer_bytes: libc::c_int) -> Result<Self> {
-        let socket = Socket::open(buffer_bytes).context("the kernel cannot tell of network devices")?;
+        let socket = Socket::open(libc::NETLINK_ROUTE, libc::SOCK_NONBLOCK)
+            .and_then(|socket| socket.join(libc::RTMGRP_LINK, buffer_bytes).map(|()| socket))
+            .context("the kernel cannot tell of network devices")?;
         let netns = std::fs::metadata(procfs.join("self/ns/net")).ok().map(|namespace| namespace.ino());
         let (buffer, devices) = (vec![0; DATAGRAM_BYTES], HashMap::new());
         let mut opened = Self { socket, buffer, devices, dump: Dump::Wanted, netns, resyncs: 0 };
@@ -115,7 +117,7 @@ impl LinkChange {
         }
         for _ in 0..DATAGRAMS_MAX {
             if matches!(self.dump, Dump::Wanted) {
-                self.socket.ask().context("cannot ask for the network devices")?;
+                self.socket.ask(libc::RTM_GETLINK, &[0; 16]).context("cannot ask for the network devices")?;
                 self.dump = Dump::Running { seen: HashSet::new(), is_spoilt: false };
             }
             let received = self.socket.receive(&mut self.buffer).context("cannot hear of network devices")?;
@@ -201,7 +203,7 @@ impl LinkChange {
                 found.push((
                     boot_ns,
                     Body {
-                        driver: self.socket.driver(&link.name),
+                        driver: driver::of(&link.name, self.socket.fd()),
                         device: link.name,
                         state: if link.is_up { "up" } else { "down" },
                         is_enabled: link.is_enabled,

@@ -1,17 +1,17 @@
 //! Which sockets listen, and how full is the queue of each? inet_diag of one network namespace.
 
+use crate::watch::netlink::{self, DATAGRAM_BYTES, Received, Socket, checked, u32_at};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::thread;
 
 /// `linux/sock_diag.h`, and the state of `net/tcp_states.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const TCP_LISTEN: u32 = 10;
-/// Bytes of `struct nlmsghdr`, `struct inet_diag_req_v2` and `struct inet_diag_msg`.
-const HEADER: usize = 16;
+/// Bytes of `struct inet_diag_req_v2` and `struct inet_diag_msg`.
 const REQUEST: usize = 56;
 const ANSWER: usize = 72;
 /// Most datagrams of an answer: some thousand sockets.
@@ -60,55 +60,37 @@ fn ask() -> io::Result<Vec<Listener>> {
 }
 
 fn dump(family: u8, found: &mut Vec<Listener>) -> io::Result<()> {
-    // SAFETY: no memory is involved, and nothing else owns the descriptor.
-    let socket = unsafe {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG))?)
-    };
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-    let mut request = [0u8; HEADER + REQUEST];
-    request[..4].copy_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request[6..8].copy_from_slice(&flags.to_ne_bytes());
-    request[HEADER] = family;
-    request[HEADER + 1] = libc::IPPROTO_TCP as u8;
-    request[HEADER + 4..HEADER + 8].copy_from_slice(&(1u32 << TCP_LISTEN).to_ne_bytes());
-    let mut buffer = vec![0u8; 64 << 10];
-    // SAFETY: the request has the length that is given, and lives through the call.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let socket = Socket::open(libc::NETLINK_SOCK_DIAG, 0)?;
+    let mut request = [0; REQUEST];
+    request[0] = family;
+    request[1] = libc::IPPROTO_TCP as u8;
+    request[4..8].copy_from_slice(&(1u32 << TCP_LISTEN).to_ne_bytes());
+    socket.ask(SOCK_DIAG_BY_FAMILY, &request)?;
+    let mut buffer = vec![0; DATAGRAM_BYTES];
     for _ in 0..DATAGRAMS_MAX {
-        // SAFETY: the buffer has the length that is given, and lives through the call.
-        let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-        let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
-        if parse(&buffer[..length], found) {
-            break;
+        let Received::Datagram(length) = socket.receive(&mut buffer)? else { break };
+        if parse(&buffer[..length], found)? {
+            return Ok(());
         }
     }
-    Ok(())
+    Err(io::Error::other("the answer has no end"))
 }
 
-/// The listeners of a datagram; whether it is the last. An error ends a dump too.
-fn parse(mut bytes: &[u8], found: &mut Vec<Listener>) -> bool {
-    while let (Some(length), Some(kind)) = (bytes.first_chunk(), bytes.get(4..).and_then(<[u8]>::first_chunk))
-    {
-        let length = usize::try_from(u32::from_ne_bytes(*length)).unwrap_or(usize::MAX);
-        let Some(payload) = bytes.get(HEADER..length) else { break };
-        match u16::from_ne_bytes(*kind) {
-            SOCK_DIAG_BY_FAMILY => found.extend(listener(payload)),
-            kind if [libc::NLMSG_DONE, libc::NLMSG_ERROR].contains(&i32::from(kind)) => return true,
-            _ => {}
+/// The listeners of a datagram; whether it is the last. An error says why the kernel tells no more.
+fn parse(datagram: &[u8], found: &mut Vec<Listener>) -> io::Result<bool> {
+    for message in netlink::messages(datagram) {
+        if let Some(end) = message.end() {
+            return end.map(|()| true).map_err(io::Error::from_raw_os_error);
         }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if message.kind == SOCK_DIAG_BY_FAMILY {
+            found.extend(listener(message.payload));
+        }
     }
-    false
+    Ok(false)
 }
 
 fn listener(payload: &[u8]) -> Option<Listener> {
     let payload: &[u8; ANSWER] = payload.first_chunk()?;
-    let word = |at: usize| Some(u32::from_ne_bytes(*payload.get(at..)?.first_chunk()?));
     let address: [u8; 16] = *payload.get(8..)?.first_chunk()?;
     let v4 = [address[0], address[1], address[2], address[3]];
     let ip = if i32::from(payload[0]) == libc::AF_INET {
@@ -117,16 +99,13 @@ fn listener(payload: &[u8]) -> Option<Listener> {
         IpAddr::from(Ipv6Addr::from(address))
     };
     let port = u16::from_be_bytes([payload[4], payload[5]]);
-    Some(Listener { ip, port, backlog: word(56)?, limit: word(60)? })
-}
-
-fn checked(outcome: libc::c_int) -> io::Result<libc::c_int> {
-    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome) }
+    Some(Listener { ip, port, backlog: u32_at(payload, 56)?, limit: u32_at(payload, 60)? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::netlink::tests::encoded;
     use proptest::prelude::*;
     use std::net::TcpListener;
 
@@ -146,14 +125,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_refused_dump_is_an_error_with_its_reason() {
+        let refused = dump(u8::MAX, &mut Vec::new()).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{refused}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(noise in proptest::collection::vec(any::<u8>(), 0..256)) {
-            parse(&noise, &mut Vec::new());
-            let mut message = [&((HEADER + noise.len()) as u32).to_ne_bytes()[..], &[20, 0, 0, 0]].concat();
-            message.resize(HEADER, 0);
+            let _ = parse(&noise, &mut Vec::new());
             let mut found = Vec::new();
-            prop_assert!(!parse(&[message, noise.clone()].concat(), &mut found));
+            let datagram = encoded(SOCK_DIAG_BY_FAMILY, 0, &noise);
+            prop_assert!(!parse(&datagram, &mut found).unwrap());
             prop_assert_eq!(found.len(), usize::from(noise.len() >= ANSWER));
         }
     }

@@ -70,6 +70,8 @@ struct ListenOverflow {
     hierarchy: Hierarchy,
     /// By inode of the namespace, of those that have a process. Bound: the containers, and the host.
     known: HashMap<u64, Counts>,
+    /// For which reasons sockets could not be asked for; each is logged once. Bound: the numbers of errors.
+    refusals: HashSet<Option<i32>>,
     next: Instant,
 }
 
@@ -92,8 +94,14 @@ impl ListenOverflow {
     fn open(paths: &Paths) -> Result<Self> {
         let identities = Identities::new(paths);
         let hierarchy = identities.hierarchies().of("cpu");
-        let mut opened =
-            Self { paths: paths.clone(), identities, hierarchy, known: HashMap::new(), next: Instant::now() };
+        let mut opened = Self {
+            paths: paths.clone(),
+            identities,
+            hierarchy,
+            known: HashMap::new(),
+            refusals: HashSet::new(),
+            next: Instant::now(),
+        };
         // What was counted before the start is no event.
         let own =
             Namespace::of(paths.procfs.join("self"), None).context("the network namespace cannot be read")?;
@@ -118,6 +126,17 @@ impl ListenOverflow {
         }
         found
     }
+
+    fn listeners(&mut self, namespace: &Namespace) -> Option<Vec<Listener>> {
+        let path = namespace.container.as_ref().map(|_| namespace.process.join("ns/net"));
+        let listeners = diag::listeners(path.as_deref());
+        if let Err(error) = &listeners
+            && self.refusals.insert(error.raw_os_error())
+        {
+            tracing::warn!(%error, "the sockets of a network namespace cannot be asked for");
+        }
+        listeners.ok()
+    }
 }
 
 impl Watcher for ListenOverflow {
@@ -138,7 +157,8 @@ impl Watcher for ListenOverflow {
             if counted.drops > 0 || counted.overflows > 0 {
                 let thresholds =
                     namespace.container.as_ref().map_or(&rules.machine, |it| rules.of_container(it));
-                let finding = Finding::new(&thresholds.rate_limit, &namespace.body(counted))?;
+                let body = Body::new(counted, self.listeners(&namespace), namespace.inode);
+                let finding = Finding::new(&thresholds.rate_limit, &body)?;
                 tell(Finding { cgroup: namespace.container.map(|container| container.cgroup), ..finding });
             }
         }
@@ -152,14 +172,12 @@ impl Namespace {
         let inode = fs::metadata(process.join("ns/net")).ok()?.ino();
         Some(Self { process, inode, container })
     }
+}
 
-    fn body(&self, counted: Counts) -> Body {
-        let path = self.container.as_ref().map(|_| self.process.join("ns/net"));
-        let listeners = diag::listeners(path.as_deref());
-        if let Err(error) = &listeners {
-            tracing::debug!(%error, "the sockets of a network namespace cannot be asked for");
-        }
-        let full = listeners.ok().map(|all| all.into_iter().filter(Listener::is_full).collect::<Vec<_>>());
+impl Body {
+    /// `listeners` are those of the namespace.
+    fn new(counted: Counts, listeners: Option<Vec<Listener>>, netns: u64) -> Self {
+        let full = listeners.map(|all| all.into_iter().filter(Listener::is_full).collect::<Vec<_>>());
         let fullest = full.iter().flatten().max_by_key(|listener| listener.backlog - listener.limit);
         let fullest = fullest.cloned().map(|Listener { ip, port, backlog, limit }| Fullest {
             ip,
@@ -167,12 +185,12 @@ impl Namespace {
             backlog,
             limit,
         });
-        Body {
+        Self {
             overflows: counted.overflows,
             drops: counted.drops,
             full_listeners: full.map(|full| full.len()),
             listener: fullest,
-            netns: self.inode,
+            netns,
         }
     }
 }
@@ -206,5 +224,17 @@ mod tests {
         assert_eq!(counts, Counts { overflows: 3, drops: 5 });
         assert_eq!(counts.since(&Counts { overflows: 1, drops: 5 }), Counts { overflows: 2, drops: 0 });
         assert_eq!(Counts::parse("TcpExt: ListenDrops\nTcpExt: 1\n"), None);
+    }
+
+    #[test]
+    fn listeners_that_cannot_be_asked_for_are_absent_and_not_zero() {
+        let counted = Counts { overflows: 2, drops: 3 };
+        let body = |listeners| serde_json::to_value(Body::new(counted, listeners, 7)).unwrap();
+        let absent = serde_json::json!({ "overflows": 2, "drops": 3, "netns": 7 });
+        assert_eq!(body(None), absent);
+        let listener = |backlog| Listener { ip: IpAddr::from([127, 0, 0, 1]), port: 80, backlog, limit: 1 };
+        assert_eq!(body(Some(vec![listener(1)]))["full_listeners"], 0);
+        let full = body(Some(vec![listener(2), listener(3), listener(1)]));
+        assert_eq!((&full["full_listeners"], &full["listener"]["backlog"]), (&2.into(), &3.into()));
     }
 }
