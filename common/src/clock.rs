@@ -38,10 +38,26 @@ pub fn boot_ns() -> u64 {
     SystemClocks.boot_ns()
 }
 
+/// `CLOCK_MONOTONIC` in nanoseconds, which stands still while the machine is suspended.
+pub fn monotonic_ns() -> u64 {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+/// CPU time of the calling thread.
+pub fn thread_cpu_time() -> Duration {
+    Duration::from_nanos(read(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+/// `CLOCK_REALTIME` minus `CLOCK_MONOTONIC` in nanoseconds.
+pub fn real_offset_ns() -> u64 {
+    let (before, real, after) = (monotonic_ns(), SystemClocks.real_ns(), monotonic_ns());
+    real.wrapping_sub(before + after.saturating_sub(before) / 2)
+}
+
 fn read(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid place for the result. The two clocks exist on every Linux, so the call cannot fail;
-    // if it did, `now` would stay zero.
+    // SAFETY: `now` is a valid place for the result. The clocks exist on every Linux, so the call cannot fail; if it
+    // did, `now` would stay zero.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
@@ -176,9 +192,12 @@ mod tests {
         let mut clock = Clock::new();
         let before = SystemTime::now();
         let wall = clock.wall(boot_ns());
+        let monotonic = SystemTime::UNIX_EPOCH + Duration::from_nanos(monotonic_ns() + real_offset_ns());
         let after = SystemTime::now();
         let tolerance = Duration::from_millis(1);
-        assert!(wall + tolerance >= before && wall <= after + tolerance, "{before:?} {wall:?} {after:?}");
+        for time in [wall, monotonic] {
+            assert!(time + tolerance >= before && time <= after + tolerance, "{before:?} {time:?} {after:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A scrape that comes soon after another finds little allowed, and tells what was read before.
 
+use kpulse_common::clock::thread_cpu_time;
 use std::time::{Duration, Instant};
 
 /// CPU time that is allowed, as one in so many parts of the time that passes.
@@ -43,9 +44,9 @@ impl Pace {
 
     /// Reads, and counts the CPU time that it takes.
     pub fn spend<T>(&mut self, read: impl FnOnce() -> T) -> T {
-        let before = cpu_time();
+        let before = thread_cpu_time();
         let found = read();
-        self.took(cpu_time().saturating_sub(before));
+        self.took(thread_cpu_time().saturating_sub(before));
         found
     }
 
@@ -53,14 +54,6 @@ impl Pace {
         self.owed += time.saturating_sub(self.allowed);
         self.allowed = self.allowed.saturating_sub(time);
     }
-}
-
-/// CPU time of the calling thread.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` lives through the call, which cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::maps::Table;
 use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
+use kpulse_common::clock::monotonic_ns;
 use kpulse_common::container::Identities;
 use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, histogram_bound};
@@ -83,6 +84,7 @@ impl Reader {
     /// A task that begins its next call in this very moment may count the last one too, or have the next one missed
     /// (racy on purpose: no hook tells the end).
     fn take_ended(&mut self) -> Result<(), ProbeError> {
+        // The clock that the program reads.
         let now_ns = monotonic_ns();
         for (tid, call) in self.calls.entries()? {
             if call.attempt_ns != 0 || now_ns.saturating_sub(call.last_ns) < abi::CALL_GAP_U64 {
@@ -123,14 +125,6 @@ fn add(histogram: &mut Histogram, ns: u64) {
         (0..histogram.slots.len()).find(|&slot| histogram_bound(slot).is_none_or(|bound| seconds <= bound));
     histogram.slots[slot.unwrap_or(0)] += 1;
     histogram.sum_ns += ns;
-}
-
-/// The clock that programs read.
-fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` lives through the call, which cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 /// Fields of the event beyond the common ones.

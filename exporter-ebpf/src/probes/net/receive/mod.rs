@@ -12,6 +12,7 @@ use crate::maps::{Maps, Table};
 use crate::probe::{Collector, EventDef, Kernel, Probe, Upkeep};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
+use kpulse_common::clock::real_offset_ns;
 use kpulse_common::container::Identities;
 use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
@@ -45,7 +46,7 @@ pub const PROBE: Probe = Probe {
     controller: "cpu",
     sized_by_containers: &[("latency", abi::PATHS)],
     is_default: false,
-    prepare: |maps, _| maps.table("real_offset")?.set(&0u32, &stamps::real_offset_ns()),
+    prepare: |maps, _| maps.table("real_offset")?.set(&0u32, &real_offset_ns()),
     thresholds: |thresholds| vec![thresholds.receive.min_to_user, thresholds.receive.min_to_socket],
     metrics: &[LATENCY, UNMEASURED],
     events: &[EventDef {

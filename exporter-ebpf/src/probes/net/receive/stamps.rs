@@ -3,6 +3,7 @@
 use crate::error::ProbeError;
 use crate::maps::{Maps, Table};
 use crate::probe::Upkeep;
+use kpulse_common::clock::real_offset_ns;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -44,18 +45,4 @@ fn ask_for_stamps() -> io::Result<UdpSocket> {
         )
     };
     if outcome == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
-}
-
-/// CLOCK_REALTIME minus CLOCK_MONOTONIC.
-pub(super) fn real_offset_ns() -> u64 {
-    let (before, real, after) =
-        (now_ns(libc::CLOCK_MONOTONIC), now_ns(libc::CLOCK_REALTIME), now_ns(libc::CLOCK_MONOTONIC));
-    real.wrapping_sub(before + after.saturating_sub(before) / 2)
-}
-
-fn now_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both clocks exist on every Linux, and `time` lives through the call.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
