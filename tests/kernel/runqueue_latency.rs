@@ -15,8 +15,7 @@ const TURNS: u64 = 20;
 
 /// Spins in threads that share CPU 0, in a container; how long they waited for it by the scheduler's account.
 pub(super) fn contend(container: &Cgroup) -> Duration {
-    let total = std::env::temp_dir().join(format!("kpulse-run-delay-{}", std::process::id()));
-    let (_, went_well) = load::in_child(Some(container), || {
+    let told = load::ask_child(Some(container), || {
         load::pin(0)?;
         let spinner = |_| {
             thread::spawn(|| {
@@ -29,12 +28,9 @@ pub(super) fn contend(container: &Cgroup) -> Duration {
         for thread in threads {
             delay += thread.join().map_err(|_| std::io::Error::other("a spinner panicked"))??;
         }
-        std::fs::write(&total, delay.as_nanos().to_string())
+        Ok(vec![delay.as_nanos() as u64])
     });
-    assert!(went_well);
-    let nanoseconds = std::fs::read_to_string(&total).expect("the child wrote it").parse().expect("a number");
-    let _ = std::fs::remove_file(&total);
-    Duration::from_nanos(nanoseconds)
+    Duration::from_nanos(told.expect("the work goes well")[0])
 }
 
 fn measures_what_the_scheduler_counts(options: &LoadOptions, number: u32) {
@@ -86,7 +82,6 @@ fn switches_of_this_process() -> std::io::Result<[u64; 2]> {
 fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
     let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
     let mut set = load(NAME, options);
-    let told = std::env::temp_dir().join(format!("kpulse-switches-{}", std::process::id()));
     let (mut questions, mut ask) = std::io::pipe().expect("a pipe");
     let (mut answers, mut answer) = std::io::pipe().expect("a pipe");
     // All on one CPU: each wake-up is then a part of the other's system call, and each tick gives another the turn.
@@ -102,7 +97,7 @@ fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
         }
     });
     let rival = load::Worker::start(None, || load::pin(0).map(|()| load::spin(Duration::from_secs(60))));
-    let (_, went_well) = load::in_child(Some(&container), || {
+    let told = load::ask_child(Some(&container), || {
         load::pin(0)?;
         let begin = switches_of_this_process()?;
         for _ in 0..SLEEPS {
@@ -114,20 +109,17 @@ fn counts_switches_as_the_kernel_does(options: &LoadOptions, number: u32) {
             let end = switches_of_this_process().expect("/proc tells them");
             (end[1] >= begin[1] + TURNS).then_some(end)
         });
-        std::fs::write(&told, format!("{} {}", end[0] - begin[0], end[1] - begin[1]))
+        Ok(vec![end[0] - begin[0], end[1] - begin[1]])
     });
     drop(echo);
     drop(rival);
-    assert!(went_well);
-    let text = std::fs::read_to_string(&told).expect("the child wrote it");
-    let _ = std::fs::remove_file(&told);
-    let kernels: Vec<u64> = text.split(' ').map(|count| count.parse().expect("a number")).collect();
+    let kernels = told.expect("the work goes well");
     let samples = scrape(&mut set, NAME, &mut identities());
     let ours = ["voluntary", "involuntary"]
         .map(|kind| count(&samples, "kpulse_context_switches_total", &[&Cgroup::id(number), kind]));
     assert!(kernels[0] >= SLEEPS && kernels[1] >= TURNS, "{kernels:?}");
     for (ours, kernels) in ours.into_iter().zip(kernels) {
-        // Entering the cgroup, writing the file and the end of the process come on top, with the rival's turns in between;
+        // Entering the cgroup, writing the answer and the end of the process come on top, with the rival's turns in between;
         // a task that was preempted on its way to sleep and woken up then is of the other kind.
         assert!((kernels - 5..=kernels + 30).contains(&ours), "{ours}, the kernel counted {kernels}");
     }

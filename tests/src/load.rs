@@ -2,7 +2,7 @@
 
 use crate::cgroup::Cgroup;
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,6 +27,25 @@ pub fn in_child(cgroup: Option<&Cgroup>, work: impl FnOnce() -> io::Result<()>) 
     // SAFETY: `pid` is our child, and `status` lives through the call.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
     (pid.unsigned_abs(), waited == pid && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0)
+}
+
+/// As [`in_child`]; gives the numbers that `work` returned.
+pub fn ask_child(
+    cgroup: Option<&Cgroup>,
+    work: impl FnOnce() -> io::Result<Vec<u64>>,
+) -> io::Result<Vec<u64>> {
+    let (mut reader, mut writer) = io::pipe()?;
+    let (_, went_well) = in_child(cgroup, || {
+        let numbers: Vec<String> = work()?.iter().map(u64::to_string).collect();
+        writer.write_all(numbers.join(" ").as_bytes())
+    });
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text)?;
+    if !went_well {
+        return Err(io::Error::other("the child failed"));
+    }
+    text.split_ascii_whitespace().map(|number| number.parse().map_err(io::Error::other)).collect()
 }
 
 /// Whether a process of one thread sleeps, interruptibly.

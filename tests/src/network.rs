@@ -2,8 +2,8 @@
 
 use crate::cgroup::Cgroup;
 use crate::load;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -12,27 +12,10 @@ pub fn in_namespace(
     container: Option<&Cgroup>,
     work: impl FnOnce() -> io::Result<Vec<u64>>,
 ) -> io::Result<Vec<u64>> {
-    let (mut reader, mut writer) = pipe()?;
-    let (_, went_well) = load::in_child(container, || {
+    load::ask_child(container, || {
         isolate()?;
-        let numbers: Vec<String> = work()?.iter().map(u64::to_string).collect();
-        writer.write_all(numbers.join(" ").as_bytes())
-    });
-    drop(writer);
-    let mut text = String::new();
-    reader.read_to_string(&mut text)?;
-    if !went_well {
-        return Err(io::Error::other("the child failed"));
-    }
-    text.split_ascii_whitespace().map(|number| number.parse().map_err(io::Error::other)).collect()
-}
-
-fn pipe() -> io::Result<(File, File)> {
-    let mut ends = [0; 2];
-    // SAFETY: `ends` has room for the two descriptors.
-    checked(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
-    // SAFETY: both descriptors were just made, and nothing else owns them.
-    Ok(unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) })
+        work()
+    })
 }
 
 /// Moves the calling thread into a new network namespace, whose loopback is up.
