@@ -98,7 +98,6 @@ pub fn view<T: Pod>(bytes: &[u8]) -> Result<T, ProbeError> {
 pub(crate) mod fixture {
     use super::*;
     use crate::probe::EventDef;
-    use proptest::prelude::*;
 
     /// The bytes of a `.hex` file.
     pub(crate) fn bytes(hex: &str) -> Vec<u8> {
@@ -113,13 +112,28 @@ pub(crate) mod fixture {
         assert_eq!(decoded.body, expected);
         decoded
     }
+}
 
-    /// Asserts that no bytes of the right size make the decoder panic, and that another size is an error.
-    pub(crate) fn assert_total(event: &EventDef, hex: &str) {
-        let size = bytes(hex).len();
-        proptest!(|(noise in proptest::collection::vec(any::<u8>(), size))| {
-            prop_assert!((event.decode)(&noise, &Names::new()).is_ok());
-            prop_assert!((event.decode)(&noise[1..], &Names::new()).is_err());
-        });
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probes;
+    use proptest::prelude::*;
+
+    /// More than any record has.
+    const SIZE_MAX: usize = 4096;
+
+    #[test]
+    fn each_decoder_takes_any_bytes_of_one_size_and_refuses_any_other() {
+        for event in probes::ALL.iter().flat_map(|probe| probe.events) {
+            let decode = |bytes: &[u8]| (event.decode)(bytes, &Names::new());
+            let zeros = [0; SIZE_MAX];
+            let sizes: Vec<usize> = (0..=SIZE_MAX).filter(|&size| decode(&zeros[..size]).is_ok()).collect();
+            let [size] = sizes[..] else { panic!("{} decodes records of {sizes:?} bytes", event.kind) };
+            proptest!(|(noise in prop::collection::vec(any::<u8>(), size))| {
+                prop_assert!(decode(&noise).is_ok(), "{}", event.kind);
+                prop_assert!(decode(&noise[1..]).is_err(), "{}", event.kind);
+            });
+        }
     }
 }
