@@ -1,4 +1,4 @@
-//! Waits for the log of XFS against its own account, the line `log` of `/proc/fs/xfs/stat`.
+//! Waits for the log of XFS against its own account, the line `log` of a file system's statistics.
 
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
@@ -48,9 +48,9 @@ impl Xfs {
     }
 }
 
-/// Log buffers written, and forces that slept, of all XFS here.
-fn log_stat() -> (u64, u64) {
-    let text = fs::read_to_string("/proc/fs/xfs/stat").expect("XFS is there");
+/// Log buffers written, and forces that slept.
+fn log_stat(device: &str) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/sys/fs/xfs/{device}/stats/stats")).expect("it is mounted");
     let line = text.lines().find_map(|line| line.strip_prefix("log ")).expect("the line of the log");
     let field = |index| line.split(' ').nth(index).and_then(|field| field.parse().ok()).expect("a number");
     (field(0), field(4))
@@ -81,11 +81,11 @@ fn sync_often(folder: &Path) -> io::Result<()> {
 fn measures_forces_and_writes(options: &LoadOptions, file_system: &Xfs) {
     let mut set = load(NAME, options);
     let missing = set.status().remove(0).missing;
-    let before = log_stat();
-    sync_often(file_system.mount.path()).expect("the files can be written");
-    let after = log_stat();
-    let samples = scrape(&mut set, NAME, &mut identities());
     let name = file_system.device.name();
+    let before = log_stat(&name);
+    sync_often(file_system.mount.path()).expect("the files can be written");
+    let after = log_stat(&name);
+    let samples = scrape(&mut set, NAME, &mut identities());
     if !missing.is_empty() {
         assert!(value(&samples, WRITE, &[&name]).is_none() && value(&samples, FORCE, &[&name]).is_none());
         skip(module_path!(), &format!("this kernel does not tell of log buffers: {}", missing.join("; ")));
