@@ -56,7 +56,6 @@ struct FilesystemReadonly {
     text: String,
     /// Whether each can be written to. Bound: [`FILESYSTEMS_MAX`].
     known: HashMap<Key, bool>,
-    is_first: bool,
     looked_at: Option<Instant>,
 }
 
@@ -74,8 +73,7 @@ impl FilesystemReadonly {
         let of_init = File::open(procfs.join("1/mountinfo"));
         let file = of_init.or_else(|_| File::open(procfs.join("self/mountinfo")));
         let file = file.context("the mounted file systems cannot be read")?;
-        let mut opened =
-            Self { file, text: String::new(), known: HashMap::new(), is_first: true, looked_at: None };
+        let mut opened = Self { file, text: String::new(), known: HashMap::new(), looked_at: None };
         // What is read-only from the start is known before anyone is told that the watch is active.
         opened.turned()?;
         Ok(opened)
@@ -87,8 +85,7 @@ impl FilesystemReadonly {
         self.file.rewind()?;
         self.file.read_to_string(&mut self.text).context("the mounted file systems cannot be read")?;
         self.looked_at = Some(Instant::now());
-        let turned = turned(&self.text, &mut self.known);
-        Ok(if std::mem::take(&mut self.is_first) { Vec::new() } else { turned })
+        Ok(turned(&self.text, &mut self.known))
     }
 }
 
@@ -147,7 +144,7 @@ mod tests {
 
     fn after(text: &str) -> Vec<Body> {
         let mut known = HashMap::new();
-        turned(BEFORE, &mut known);
+        assert_eq!(turned(BEFORE, &mut known), [], "what is read-only from the start");
         let found = turned(text, &mut known);
         assert_eq!(turned(text, &mut known), [], "each is told once");
         found
