@@ -15,7 +15,7 @@ bench: ## measure what kpulse costs on this machine
 	@packaging/setup.sh build
 	@tests/overhead/run.sh
 
-soak: ## create and remove 10,000 containers under a scraped exporter (root needed)
+soak: ## 10,000 containers come and go under a scraped exporter, 50,000 threads stay (root needed)
 	@packaging/setup.sh build
 	cargo build --quiet --workspace
 	KPULSE_SOAK_CONTAINERS=$(or $(CONTAINERS),10000) cargo test --quiet -p kpulse-tests --test soak -- --nocapture
