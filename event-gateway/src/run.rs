@@ -162,6 +162,7 @@ fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Records>> 
             None
         });
         let lives = lives.map(|lives| Box::new(lives) as Box<dyn Lives>);
+        set.watch_cost(|| {});
         *lock(&probes) = Some(set);
         // A receiver that is gone means the process is ending.
         let _ = loaded.send((ring, lives));

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what kpulse costs on this machine and prints it beside the targets. Nothing is asserted: figures depend on
 # the machine and on what else runs. Root is needed for all that comes from the kernel.
-#   run.sh [switches | scrape | probes | sizes | profiler]...    only these parts
+#   run.sh [switches | scrape | probes | events | sizes | profiler]...    only these parts
 #   ROUNDS=8 SECONDS_BUSY=30 SCRAPES=10                          change the length
 set -euo pipefail
 # shellcheck source=../../packaging/environment.sh
@@ -59,10 +59,10 @@ bench_profiler() {
 	stop_all
 }
 
-[ $# -gt 0 ] || set -- switches scrape probes sizes profiler
+[ $# -gt 0 ] || set -- switches scrape probes events sizes profiler
 for part in "$@"; do
 	case $part in
-	switches | scrape | probes | sizes | profiler) ;;
+	switches | scrape | probes | events | sizes | profiler) ;;
 	*) echo "bench: there is no part $part" >&2 && exit 2 ;;
 	esac
 done
