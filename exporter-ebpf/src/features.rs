@@ -1,6 +1,7 @@
 //! What the running kernel allows, found by trying and never by its version.
 
 use crate::btf::KernelTypes;
+use crate::cpu_clock;
 use crate::error::{self, ProbeError};
 use kpulse_common::paths::Paths;
 use std::fs;
@@ -50,7 +51,7 @@ impl Feature {
             Self::RingBuffer => {
                 create_map(MAP_TYPE_RINGBUF, 0, 0, page_bytes()).map_err(|error| refused("a BPF ring buffer", &error))
             }
-            Self::CpuClock => open_cpu_clock().map_err(|error| {
+            Self::CpuClock => cpu_clock::open(0, 1).map(drop).map_err(|error| {
                 let why = format!("the kernel refused a perf event on a CPU: {error}; run as root or grant CAP_PERFMON, and see \
                          kernel.perf_event_paranoid");
                 Lack::of(why, &error)
@@ -170,27 +171,6 @@ fn create_map(kind: u32, key_bytes: u32, value_bytes: u32, entries: u32) -> io::
     // SAFETY: the attributes live through the call and the kernel only reads them.
     let fd =
         unsafe { libc::syscall(libc::SYS_bpf, MAP_CREATE, attributes.as_ptr(), size_of_val(&attributes)) };
-    close(fd)
-}
-
-fn open_cpu_clock() -> io::Result<()> {
-    const TYPE_SOFTWARE: u32 = 1;
-    const SIZE_VERSION_5: u32 = 112;
-    // `struct perf_event_attr` with type, size and config 0 = PERF_COUNT_SW_CPU_CLOCK; the rest is zero.
-    let mut attributes = [0u32; SIZE_VERSION_5 as usize / 4];
-    (attributes[0], attributes[1]) = (TYPE_SOFTWARE, SIZE_VERSION_5);
-    let (every_process, cpu, no_group, close_on_exec) = (-1, 0, -1, 8u64);
-    // SAFETY: the attributes have the size that they state and live through the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            attributes.as_ptr(),
-            every_process,
-            cpu,
-            no_group,
-            close_on_exec,
-        )
-    };
     close(fd)
 }
 

@@ -5,6 +5,7 @@
 mod abi;
 pub mod btf;
 pub mod collect;
+mod cpu_clock;
 pub mod devices;
 pub mod error;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Fits probes to the running kernel: what is missing disables one probe with its reason, and never another.
 
 use crate::btf::KernelTypes;
+use crate::cpu_clock::CpuClock;
 use crate::error::{ProbeError, may_pass, program_error};
 use crate::features::{Feature, Lack};
 use crate::hook::{Attach, Attempt, Hook};
@@ -9,7 +10,6 @@ use crate::object::ObjectLoader;
 use crate::policy;
 use crate::probe::{Collector, Kernel, Probe, Upkeep, Want};
 use crate::statistics::{self, Statistics};
-use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf};
 use kpulse_common::container::{Hierarchies, Hierarchy, Identities};
@@ -19,6 +19,8 @@ use kpulse_common::thresholds::Thresholds;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// Kernel enumerations that probes name numbers by.
 const ENUMERATIONS: [&str; 3] = ["skb_drop_reason", "qdisc_drop_reason", "sk_rst_reason"];
@@ -133,6 +135,8 @@ pub(crate) struct Loaded {
     pub(crate) ebpf: Option<Ebpf>,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) upkeep: Option<Box<dyn Upkeep>>,
+    /// Its programs that run on the clock of every CPU. Who reads the probe has them follow the CPUs.
+    pub(crate) clocks: Vec<Arc<CpuClock>>,
     collector: Option<Box<dyn Collector>>,
 }
 
@@ -296,6 +300,7 @@ fn load<'h>(
         ebpf: None,
         hierarchy,
         upkeep: None,
+        clocks: Vec::new(),
         collector: None,
     };
     if options.disabled.contains(probe.name) {
@@ -310,6 +315,7 @@ fn load<'h>(
         tracing::warn!(probe = probe.name, %error, "probe is not active");
         // Dropping the object takes out whatever of it had attached.
         loaded.ebpf = None;
+        loaded.clocks.clear();
         loaded.status.hooks.clear();
         loaded.may_pass = error.may_pass();
         let why = error.to_string();
@@ -343,7 +349,7 @@ fn attach_all(
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
     }
     for hook in probe.hooks.iter().filter(|hook| hook.serves(options.want)) {
-        match attach_first(&mut ebpf, hook, options, btf) {
+        match attach_first(&mut ebpf, hook, options, btf, &mut loaded.clocks) {
             Ok(status) => loaded.status.hooks.push(status),
             Err(error) if hook.is_optional => loaded.status.missing.push(error.to_string()),
             Err(error) => return Err(error),
@@ -365,6 +371,7 @@ fn attach_first(
     hook: &Hook,
     options: &LoadOptions,
     btf: &Btf,
+    clocks: &mut Vec<Arc<CpuClock>>,
 ) -> Result<HookStatus, ProbeError> {
     let (mut refusals, mut may_pass) = (Vec::new(), false);
     for attempt in hook.attempts {
@@ -374,7 +381,10 @@ fn attach_first(
             continue;
         }
         match attach(ebpf, attempt, options, btf) {
-            Ok(()) => return Ok(HookStatus { hook: hook.name, kind, program: attempt.program }),
+            Ok(clock) => {
+                clocks.extend(clock.map(Arc::new));
+                return Ok(HookStatus { hook: hook.name, kind, program: attempt.program });
+            }
             Err(refusal) => {
                 may_pass |= refusal.may_pass;
                 refusals.push(format!("{kind} {}: {}", attempt.program, refusal.why));
@@ -385,7 +395,13 @@ fn attach_first(
     Err(if may_pass { ProbeError::Passing(error.to_string()) } else { error })
 }
 
-fn attach(ebpf: &mut Ebpf, attempt: &Attempt, options: &LoadOptions, btf: &Btf) -> Result<(), Lack> {
+/// What runs on the clocks of CPUs lives as long as what is given back, all else as long as the object.
+fn attach(
+    ebpf: &mut Ebpf,
+    attempt: &Attempt,
+    options: &LoadOptions,
+    btf: &Btf,
+) -> Result<Option<CpuClock>, Lack> {
     let program = ebpf.program_mut(attempt.program).ok_or_else(|| "not in the object".to_owned())?;
     attach_program(program, attempt.attach, options, btf)
         .map_err(|error| Lack { why: program_error(&error), may_pass: may_pass(&error) })
@@ -396,36 +412,31 @@ fn attach_program(
     attach: Attach,
     options: &LoadOptions,
     btf: &Btf,
-) -> Result<(), ProgramError> {
+) -> Result<Option<CpuClock>, ProgramError> {
     match (attach, program) {
         (Attach::TpBtf(tracepoint), Program::BtfTracePoint(program)) => {
             program.load(tracepoint, btf)?;
-            program.attach().map(drop)
+            program.attach()?;
         }
         (Attach::RawTp(tracepoint), Program::RawTracePoint(program)) => {
             program.load()?;
-            program.attach(tracepoint).map(drop)
+            program.attach(tracepoint)?;
         }
         (Attach::Tracepoint(category, name), Program::TracePoint(program)) => {
             program.load()?;
-            program.attach(category, name).map(drop)
+            program.attach(category, name)?;
         }
         (Attach::Fexit(function), Program::FExit(program)) => {
             program.load(function, btf)?;
-            program.attach().map(drop)
+            program.attach()?;
         }
-        (Attach::Iter(objects), Program::Iter(program)) => program.load(objects, btf),
+        (Attach::Iter(objects), Program::Iter(program)) => program.load(objects, btf)?,
         (Attach::CpuClock(hz), Program::PerfEvent(program)) => {
             program.load()?;
-            let policy = SamplePolicy::Frequency(hz.unwrap_or(options.sample_hz));
-            let clock = PerfEventConfig::Software(SoftwareEvent::CpuClock);
-            let cpus = aya::util::online_cpus().map_err(|(_, error)| ProgramError::IOError(error))?;
-            for cpu in cpus {
-                let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-                program.attach(clock, scope, policy, false)?;
-            }
-            Ok(())
+            let clock = CpuClock::attach(program.fd()?.as_fd(), hz.unwrap_or(options.sample_hz));
+            return clock.map(Some).map_err(ProgramError::IOError);
         }
-        _ => Err(ProgramError::UnexpectedProgramType),
+        _ => return Err(ProgramError::UnexpectedProgramType),
     }
+    Ok(None)
 }

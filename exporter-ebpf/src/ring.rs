@@ -2,6 +2,7 @@
 //! was lost, so that produced = delivered + each loss.
 
 use crate::abi::ring_counts;
+use crate::cpu_clock::{self, CpuClock};
 use crate::error::ProbeError;
 use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{Maps, Table};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// Records taken from one ring before the next one has its turn.
@@ -73,6 +75,7 @@ struct Ring {
     ring: RingBuf<MapData>,
     counts: Table<u32, ring_counts>,
     upkeep: Option<Box<dyn Upkeep>>,
+    clocks: Vec<Weak<CpuClock>>,
     decode_errors: u64,
     suppressed_before: HashMap<Option<u64>, u64>,
 }
@@ -112,6 +115,7 @@ fn open_ring(loaded: &mut Loaded, names: Names) -> Result<Option<Ring>, ProbeErr
         ring,
         counts,
         upkeep: loaded.upkeep.take(),
+        clocks: loaded.clocks.iter().map(Arc::downgrade).collect(),
         decode_errors: 0,
         suppressed_before: HashMap::new(),
     }))
@@ -161,6 +165,7 @@ impl EventStream {
             if let Some(Err(error)) = ring.upkeep.as_mut().map(|upkeep| upkeep.keep()) {
                 tracing::debug!(probe = ring.probe, %error, "what its programs need was not looked after");
             }
+            cpu_clock::follow(&ring.clocks);
             for _ in 0..DRAIN_MAX {
                 let Some(record) = ring.ring.next() else { break };
                 let decoded = (ring.event.decode)(&record, &ring.names);

@@ -2,8 +2,9 @@
 //!
 //! The kernel counts runs only while it is asked to, and counting costs tens of nanoseconds a run. So it is asked for
 //! one second in thirty, and what it counted then stands for the whole thirty: an estimate, which bursts between two
-//! windows escape. Maps are looked at after each window.
+//! windows escape. Maps are looked at after each window, and before it CPUs that came online.
 
+use crate::cpu_clock::{self, CpuClock};
 use crate::loader::Loaded;
 use crate::maps::{self, RawMap};
 use aya::maps::Map;
@@ -13,7 +14,7 @@ use kpulse_common::metric::{Label, MetricDef, Samples};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -158,6 +159,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Watched {
     programs: Vec<(&'static str, OwnedFd)>,
     maps: Vec<WatchedMap>,
+    clocks: Vec<Weak<CpuClock>>,
 }
 
 struct WatchedMap {
@@ -168,7 +170,8 @@ struct WatchedMap {
 
 impl Watched {
     fn of(loaded: &[Loaded]) -> io::Result<Self> {
-        let mut watched = Self { programs: Vec::new(), maps: Vec::new() };
+        let mut watched = Self { programs: Vec::new(), maps: Vec::new(), clocks: Vec::new() };
+        watched.clocks.extend(loaded.iter().flat_map(|it| &it.clocks).map(Arc::downgrade));
         for (probe, ebpf) in loaded.iter().filter_map(|it| Some((it.probe.name, it.ebpf.as_ref()?))) {
             // What is not attached has no descriptor.
             let attached = ebpf.programs().filter_map(|(_, program)| descriptor(program));
@@ -187,7 +190,9 @@ impl Watched {
             for added in lock(&shared.added).drain(..) {
                 self.programs.extend(added.programs);
                 self.maps.extend(added.maps);
+                self.clocks.extend(added.clocks);
             }
+            cpu_clock::follow(&self.clocks);
             match self.window(shared, &mut since) {
                 Ok(true) => {}
                 Ok(false) => return,

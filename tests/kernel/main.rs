@@ -9,6 +9,7 @@ mod compaction;
 mod cpu_sample;
 mod direct_reclaim;
 mod hardirq;
+mod hotplug;
 mod irqs_off;
 mod jbd2;
 mod kswapd;

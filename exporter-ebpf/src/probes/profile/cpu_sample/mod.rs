@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+use crate::cpu_clock::{self, CpuClock};
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, cpu_clock};
@@ -11,6 +12,7 @@ use crate::record::comm;
 use kpulse_common::container::{CgroupId, Hierarchy};
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Arc, Weak};
 
 abi!("cpu_sample");
 
@@ -70,6 +72,7 @@ pub struct CpuSamples {
     switch: Table<u32, u32>,
     filled: u32,
     hierarchy: Hierarchy,
+    clocks: Vec<Weak<CpuClock>>,
 }
 
 impl CpuSamples {
@@ -97,11 +100,13 @@ impl CpuSamples {
             switch: maps.table(".bss")?,
             filled: 0,
             hierarchy: loaded.hierarchy,
+            clocks: loaded.clocks.iter().map(Arc::downgrade).collect(),
         })
     }
 
     /// What was counted since the last call. Takes no longer than reading one generation's stacks.
     pub fn drain(&mut self) -> Result<Drained, ProbeError> {
+        cpu_clock::follow(&self.clocks);
         let full = self.filled;
         self.filled = 1 - full;
         self.switch.set(&0, &self.filled)?;
