@@ -13,10 +13,18 @@ mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-for controller in cpu memory io pids; do
-	echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null
-done
+if grep -q systemd.unified_cgroup_hierarchy=0 /proc/cmdline; then
+	mount -t tmpfs cgroup /sys/fs/cgroup
+	for controllers in cpu,cpuacct memory blkio pids; do
+		mkdir "/sys/fs/cgroup/$controllers"
+		mount -t cgroup -o "$controllers" cgroup "/sys/fs/cgroup/$controllers"
+	done
+else
+	mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	for controller in cpu memory io pids; do
+		echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null
+	done
+fi
 
 while read -r module; do
 	insmod "/modules/$module.ko" || echo "GUEST-NOTE insmod $module failed"

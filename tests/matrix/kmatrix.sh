@@ -4,7 +4,7 @@
 #   kmatrix.sh fetch [--kernels LIST]
 #   kmatrix.sh run --cmd COMMAND [--bin FILE]... [options]
 #
-#   --kernels "5.10 6.1"   series, or `newest`                      (5.10 6.1 6.12 newest)
+#   --kernels "5.10 6.1"   series, or `newest`; with -v1 behind it, on cgroup v1 alone (5.10 6.1 6.12 newest)
 #   --cmd COMMAND          shell command that the guest runs as root; /bin is its PATH
 #   --bin FILE             program to put into /bin with the shared libraries it needs
 #   --add SRC:DST          file or folder to put at DST
@@ -266,14 +266,17 @@ watch_guest() {
 	trap - TERM
 }
 
-# boot KERNEL INITRD LOG: one run of a guest.
+# boot KERNEL INITRD LOG SERIES: one run of a guest.
 boot() {
+	local layout=''
+	# What systemd calls it; init.sh does as told.
+	case $4 in *-v1) layout=systemd.unified_cgroup_hierarchy=0 ;; esac
 	# Without cmpxchg16b, after which this qemu leaves garbage in EFLAGS: kernels that use it in the slab allocator
 	# (6.12) double-fault within seconds.
 	local arguments=(
 		-cpu 'max,-cx16' -m "$mem" -smp "$smp" -kernel "$1/vmlinuz" -initrd "$2" -nodefaults -no-reboot
 		-display none -monitor none -serial stdio
-		-append "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off tsc=reliable"
+		-append "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off tsc=reliable $layout"
 	)
 	case ${KPULSE_MATRIX_ACCEL:-tcg} in
 	kvm) arguments+=(-accel kvm) ;;
@@ -297,13 +300,13 @@ boot() {
 
 # run_guest SERIES: prints its MATRIX line and returns the command's exit code.
 run_guest() {
-	local series=$1 kernel=$cache/kernels/$1 initrd=$work/$1.initrd log=${log_folder:-$work}/$1.log code='' started attempt
+	local series=$1 kernel=$cache/kernels/${1%-v1} initrd=$work/$1.initrd log=${log_folder:-$work}/$1.log code='' started attempt
 	[ -e "$kernel/complete" ] || { echo "MATRIX $series rc=98: no kernel"; return 98; }
 	build_initrd "$kernel" "$initrd"
 	# A guest that panics or stalls may be the emulation's fault, which does not happen twice running; a kernel's does.
 	for attempt in 1 2; do
 		started=$SECONDS
-		boot "$kernel" "$initrd" "$log"
+		boot "$kernel" "$initrd" "$log" "$series"
 		sed -i 's/\r//g' "$log"
 		code=$(sed -n 's/^GUEST-EXIT \([0-9]*\).*/\1/p' "$log" | tail -n 1)
 		if [ -n "$code" ] || [ $attempt = 2 ]; then break; fi
@@ -332,7 +335,7 @@ run() {
 	trap clean_up EXIT
 	trap 'exit 130' INT TERM
 	[ -z "$log_folder" ] || mkdir -p "$log_folder"
-	for series in $kernels; do fetch "$series" || true; done
+	for series in $kernels; do fetch "${series%-v1}" || true; done
 	for series in $kernels; do
 		while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
 		run_guest "$series" &
