@@ -80,7 +80,7 @@ impl Functions {
     }
 
     /// A line is `address type name [module]`; an address that is hidden from us reads as zero. There are more than a
-    /// hundred thousand, and most of a process' start is spent here, so they are read byte by byte.
+    /// hundred thousand, so they are read byte by byte.
     fn add(&mut self, line: &[u8]) {
         let (address, rest) = hexadecimal(line);
         let [b' ', b't' | b'T' | b'w' | b'W', b' ', rest @ ..] = rest else { return };
@@ -122,10 +122,11 @@ impl Functions {
     }
 }
 
-/// The number that the text begins with, and what follows it.
+/// The number that the text begins with, and what follows it; nothing follows one of more digits than an address has.
 fn hexadecimal(text: &[u8]) -> (u64, &[u8]) {
+    const DIGITS_MAX: usize = 16;
     let mut number = 0;
-    for (index, byte) in text.iter().enumerate() {
+    for (index, byte) in text.iter().enumerate().take(DIGITS_MAX + 1) {
         let digit = match byte {
             b'0'..=b'9' => byte - b'0',
             b'a'..=b'f' => byte - b'a' + 10,
@@ -133,7 +134,7 @@ fn hexadecimal(text: &[u8]) -> (u64, &[u8]) {
         };
         number = number << 4 | u64::from(digit);
     }
-    (number, &[])
+    (0, &[])
 }
 
 #[cfg(test)]
@@ -166,6 +167,11 @@ mod tests {
         }
         let functions = Functions::read("ffffffff81000000 T last".as_bytes()).unwrap();
         assert_eq!(functions.name(0xffff_ffff_8100_0010), Some("last"));
+    }
+
+    #[test]
+    fn a_number_that_is_too_long_is_no_address() {
+        assert_eq!(Functions::read("10000000000001000 T first\n".as_bytes()).unwrap().starts, []);
     }
 
     #[test]
