@@ -108,8 +108,13 @@ run_tests() {
 
 # start_beside and await_beside: the same for a program that sleeps more than it works, beside what comes in between.
 start_beside() {
-	beside=("$@") beside_since=$SECONDS
-	run_program "$@" &
+	beside=("$@")
+	(
+		code=0 started=$SECONDS
+		run_program "$@" || code=$?
+		echo $((SECONDS - started)) >"$logs/beside"
+		exit $code
+	) &
 	beside_job=$!
 }
 
@@ -117,7 +122,7 @@ await_beside() {
 	local code=0
 	[ ${#beside[@]} -gt 0 ] || return 0
 	wait "$beside_job" || code=$?
-	judge $code $((SECONDS - beside_since)) "${beside[@]}"
+	judge $code "$(<"$logs/beside")" "${beside[@]}"
 }
 
 run_all_tests() {
