@@ -79,8 +79,9 @@ pub(crate) fn program_error(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            let is_statistic =
-                |line: &&str| line.starts_with("processed ") || line.starts_with("verification time");
+            let is_statistic = |line: &&str| {
+                ["processed ", "verification time", "stack depth "].iter().any(|it| line.starts_with(it))
+            };
             let last = log.lines().map(str::trim).rfind(|line| !line.is_empty() && !is_statistic(line));
             let verdict = last.map(|line| format!(" (verifier: {line})")).unwrap_or_default();
             format!("{io_error}{verdict}{}", hint(io_error))
