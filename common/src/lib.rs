@@ -12,6 +12,7 @@ pub mod logging;
 pub mod metric;
 pub mod mount;
 pub mod netns;
+pub mod packet_filter;
 pub mod paths;
 pub mod self_metrics;
 pub mod thresholds;

@@ -3,6 +3,7 @@
 //! A threshold is the value from which an event is told. The doc comment of a field is its help text wherever
 //! the configuration is shown.
 
+use crate::packet_filter::PacketFilter;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub struct Thresholds {
     pub receive: Receive,
     /// TCP handshakes.
     pub tcp_connect: TcpConnect,
+    /// Dropped packets.
+    pub packet_drop: PacketDrop,
     /// CPU quotas of containers.
     pub cpu_throttled: CpuThrottled,
     /// How many events of one kind each cgroup may send.
@@ -193,6 +196,15 @@ impl Default for TcpConnect {
     }
 }
 
+/// What the probe `packet_drop` tells of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PacketDrop {
+    /// Which packets make events, in the words of pcap-filter(7); none is kept out by default, since a drop that is not
+    /// normal life is worth knowing of. It holds for the whole machine.
+    pub filter: PacketFilter,
+}
+
 /// Thresholds of the probe `cpu_throttled`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -221,6 +233,15 @@ impl Thresholds {
         }
         if throttled.window < Duration::from_secs(1) {
             return Err(("cpu_throttled.window", "must be at least 1s"));
+        }
+        Ok(())
+    }
+
+    /// What thresholds of a container or cgroup must have as the machine's have it: the key, and why.
+    pub fn check_own(&self, machine: &Self) -> Result<(), (&'static str, &'static str)> {
+        self.check()?;
+        if self.packet_drop != machine.packet_drop {
+            return Err(("packet_drop.filter", "holds for the whole machine; set it in thresholds"));
         }
         Ok(())
     }

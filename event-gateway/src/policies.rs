@@ -46,7 +46,9 @@ impl Override {
         merge(&mut whole, &Value::Object(self.thresholds.clone()));
         let resolved: Thresholds = serde_json::from_value(whole)
             .map_err(|error| format!("has thresholds that cannot be used: {error}"))?;
-        resolved.check().map_err(|(key, why)| format!("has thresholds that cannot be used: {key} {why}"))?;
+        resolved
+            .check_own(machine)
+            .map_err(|(key, why)| format!("has thresholds that cannot be used: {key} {why}"))?;
         Ok(resolved)
     }
 
@@ -251,6 +253,8 @@ mod tests {
         assert!(unknown.contains("block_oi"), "{unknown}");
         let wrong = refused(json!({"cgroup": "/b", "thresholds": {"block_io": {"min_d2c": "soon"}}}));
         assert!(wrong.contains("thresholds"), "{wrong}");
+        let shared = refused(json!({"cgroup": "/b", "thresholds": {"packet_drop": {"filter": "udp"}}}));
+        assert!(shared.contains("packet_drop.filter holds for the whole machine"), "{shared}");
         let beyond = refused(json!({"cgroup": "/b", "thresholds": {"cpu_throttled": {"min_share": 2.0}}}));
         assert!(beyond.contains("cpu_throttled.min_share must be"), "{beyond}");
     }

@@ -92,7 +92,8 @@ fn table(out: &mut impl Write, schema: &Value, parent: &str) -> Result<()> {
 fn limits(thresholds: &Value, probe: &str) -> String {
     let Some(limits) = thresholds.get(probe).and_then(Value::as_object) else { return "–".to_owned() };
     let one = |(name, value): (&String, &Value)| {
-        format!("`{probe}.{name}` {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("`{probe}.{name}` {}", if value.is_empty() { "(empty)" } else { &value })
     };
     limits.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -5,7 +5,7 @@ use crate::abi::{self, event_policy};
 use crate::error::ProbeError;
 use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{Maps, Table};
-use crate::probe::Probe;
+use crate::probe::{Probe, Rule};
 use kpulse_common::container::Hierarchy;
 use kpulse_common::thresholds::Thresholds;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -26,6 +26,7 @@ struct ProbePolicy {
     hierarchy: Hierarchy,
     machine: Table<u32, event_policy>,
     cgroups: Table<u64, event_policy>,
+    rule: Option<Rule>,
     /// Cgroups whose rule is in the map.
     own: BTreeSet<u64>,
 }
@@ -67,6 +68,7 @@ impl ProbePolicy {
                 hierarchy: loaded.hierarchy,
                 machine: maps.table("policy")?,
                 cgroups: maps.table("cgroup_policy")?,
+                rule: loaded.probe.rule.map(|make| make(&maps)).transpose()?,
                 own: BTreeSet::new(),
             })
         };
@@ -74,6 +76,9 @@ impl ProbePolicy {
     }
 
     fn apply(&mut self, machine: &Thresholds, own: &BTreeMap<u64, Thresholds>) -> Result<(), ProbeError> {
+        if let Some(put) = &mut self.rule {
+            put(machine)?;
+        }
         let own: BTreeMap<u64, event_policy> =
             own.iter().map(|(id, thresholds)| (*id, rule(self.probe, thresholds))).collect();
         for gone in self.own.iter().filter(|id| !own.contains_key(id)) {
@@ -96,6 +101,9 @@ impl ProbePolicy {
 
 /// Sets the machine's rules of an object that is not attached yet.
 pub(crate) fn prepare(probe: &Probe, maps: &Maps, thresholds: &Thresholds) -> Result<(), ProbeError> {
+    if let Some(make) = probe.rule {
+        make(maps)?(thresholds)?;
+    }
     let table: Table<u32, event_policy> = maps.table("policy")?;
     let rule = rule(probe, thresholds);
     [abi::POLICY_MACHINE, abi::POLICY_LEAST].iter().try_for_each(|entry| table.set(entry, &rule))

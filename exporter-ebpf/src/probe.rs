@@ -31,6 +31,12 @@ pub type Globals = Vec<(&'static str, u64)>;
 /// Opens the maps that a collector reads.
 pub type MakeCollector = fn(&Maps, &Kernel<'_>) -> Result<Box<dyn Collector>, ProbeError>;
 
+/// Puts in force what a probe's programs read of the thresholds beyond times.
+pub type Rule = Box<dyn FnMut(&Thresholds) -> Result<(), ProbeError> + Send>;
+
+/// Opens the maps that a rule writes.
+pub type MakeRule = fn(&Maps) -> Result<Rule, ProbeError>;
+
 /// Makes what the programs need from user space while they tell events.
 pub type MakeUpkeep = fn(&Maps) -> Result<Box<dyn Upkeep>, ProbeError>;
 
@@ -52,6 +58,8 @@ pub struct Probe {
     pub globals: fn() -> Globals,
     /// From which values its events are told, in the order of its header's `THRESHOLD_…`.
     pub thresholds: fn(&Thresholds) -> Vec<Duration>,
+    /// What of the thresholds is no time; put in force before anything attaches, and whenever they change.
+    pub rule: Option<MakeRule>,
     /// Fills the maps that the programs read from the start, before anything attaches.
     pub prepare: fn(&Maps, &Kernel<'_>) -> Result<(), ProbeError>,
     /// Whether it is loaded unless it is switched off: false for what costs more than most want to pay.
@@ -81,6 +89,7 @@ impl Probe {
         sized_by_containers: &[],
         globals: Vec::new,
         thresholds: |_| Vec::new(),
+        rule: None,
         prepare: |_, _| Ok(()),
         is_default: true,
         metrics: &[],

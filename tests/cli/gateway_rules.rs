@@ -65,11 +65,32 @@ fn an_override_that_cannot_be_used_is_refused_by_its_name() {
         ("{container: a, cgroup: /b}", "name one"),
         ("{cgroup: /b, thresholds: {task_stat: {}}}", "task_stat"),
         ("{cgroup: /b, thresholds: {task_state: {min_stuck: soon}}}", "thresholds"),
+        (
+            "{cgroup: /b, thresholds: {packet_drop: {filter: udp}}}",
+            "packet_drop.filter holds for the whole machine",
+        ),
     ] {
         fs::write(&file, format!("overrides: {{mine: {own}}}\n")).unwrap();
         let ended = run(gateway.command("run").arg("--config.file").arg(&file));
         assert_eq!(ended.code, Some(2), "{own}: {}", ended.stderr);
         assert!(ended.stderr.contains("overrides.mine") && ended.stderr.contains(why), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_filter_that_cannot_be_read_is_refused_at_its_column() {
+    let gateway = Gateway::new();
+    let (key, text) = ("thresholds.packet_drop.filter", "udp and port http");
+    let file = gateway.state.path().join("gateway.yaml");
+    fs::write(&file, format!("thresholds: {{packet_drop: {{filter: {text}}}}}\n")).unwrap();
+    let (mut by_file, mut by_variable) = (gateway.command("check"), gateway.command("check"));
+    by_file.arg("--config.file").arg(&file);
+    by_variable.env("KPULSE_GATEWAY__THRESHOLDS__PACKET_DROP__FILTER", text);
+    for command in [&mut by_file, &mut by_variable] {
+        let ended = run(command);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        let why = "at column 14, \"http\" stands where port needs a number from 0 to 65535";
+        assert!(ended.stderr.contains(key) && ended.stderr.contains(why), "{}", ended.stderr);
     }
 }
 

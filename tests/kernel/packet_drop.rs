@@ -1,23 +1,30 @@
 //! Dropped packets: provoked on loopback, compared with what was sent.
 
 use super::*;
+use kpulse_common::packet_filter::PacketFilter;
+use kpulse_common::thresholds::Thresholds;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::network;
+use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 const NAME: &str = "packet_drop";
 const FAMILY: &str = "kpulse_packets_dropped_total";
 const DATAGRAMS: u64 = 5;
 
+fn send(sender: &UdpSocket, to: SocketAddr) {
+    for _ in 0..DATAGRAMS {
+        sender.send_to(b"nobody listens", to).expect("loopback takes it");
+    }
+}
+
 /// Sends datagrams to a port that nobody listens on; (source port, destination port).
 fn send_to_closed_port(address: &str) -> std::io::Result<(u16, u16)> {
     let closed = UdpSocket::bind((address, 0))?.local_addr()?;
     let sender = UdpSocket::bind((address, 0))?;
-    for _ in 0..DATAGRAMS {
-        sender.send_to(b"nobody listens", closed)?;
-    }
+    send(&sender, closed);
     Ok((sender.local_addr()?.port(), closed.port()))
 }
 
@@ -140,4 +147,99 @@ fn ordinary_connections_drop_nothing_worth_an_event() {
         fact.body["source"]["port"] == address.port() || fact.body["destination"]["port"] == address.port()
     };
     assert_eq!(facts.iter().filter(ports).collect::<Vec<_>>(), Vec::<&Fact>::new());
+}
+
+/// No packet is of both.
+const NOTHING: &str = "udp and tcp";
+
+fn keeping(filter: &str) -> Thresholds {
+    let mut thresholds = Thresholds::default();
+    thresholds.packet_drop.filter = PacketFilter::try_from(filter.to_owned()).expect("it can be read");
+    thresholds
+}
+
+#[test]
+fn the_filter_decides_in_the_kernel_which_drops_make_events() {
+    needs_root!();
+    let mut set = load(NAME, &LoadOptions { thresholds: keeping(NOTHING), ..wanting(Want::Events) });
+    let (mut events, mut policies) = (set.take_events().expect("rings"), set.policies().expect("maps"));
+    let mut told = |addresses: &[&str], filter: Option<&dyn Fn([u16; 2]) -> String>| -> Vec<u64> {
+        let mut sender = |address: &&str| {
+            let [closed, sender] = [0; 2].map(|_| UdpSocket::bind((*address, 0)).expect("loopback is up"));
+            let to = closed.local_addr().expect("it is bound");
+            let ports = [sender.local_addr().expect("it is bound").port(), to.port()];
+            if let Some(filter) = filter {
+                policies.apply(&keeping(&filter(ports)), &HashMap::new()).expect("the maps can be written");
+            }
+            drop(closed);
+            send(&sender, to);
+            let facts = drain_for(&mut events, Duration::from_millis(50));
+            of_flow(&facts, ports.map(u64::from)).len() as u64
+        };
+        addresses.iter().map(&mut sender).collect()
+    };
+    let both = ["127.0.0.1", "::1"];
+    assert_eq!(told(&both, None), [0, 0], "with the filter that it was loaded with");
+    for (filter, v4, v6) in [
+        ("", true, true),
+        ("udp", true, true),
+        ("not udp", false, false),
+        ("ip and not icmp", true, false),
+        ("ip6 and not icmp6", false, true),
+        ("host 127.0.0.1", true, false),
+        ("src host ::1 and dst host ::1", false, true),
+        ("dst net 127.0.0.0/8 or src ::2", true, false),
+        ("net ::/127", false, true),
+        ("src net ::2/127", false, false),
+        ("port SOURCE", true, true),
+        ("tcp port SOURCE", false, false),
+        ("dst port SOURCE", false, false),
+        ("udp src port SOURCE and dst port CLOSED", true, true),
+        ("portrange CLOSED-65535", true, true),
+        ("ip or udp and dst portrange 0-CLOSED and not ip6", true, false),
+        ("ifname lo && !(src port CLOSED || tcp)", true, true),
+        ("ifname l or ifname loo", false, false),
+        (NOTHING, false, false),
+    ] {
+        let filled = |[source, closed]: [u16; 2]| {
+            filter.replace("SOURCE", &source.to_string()).replace("CLOSED", &closed.to_string())
+        };
+        let expected = [v4, v6].map(|is_kept| if is_kept { DATAGRAMS } else { 0 });
+        assert_eq!(told(&both, Some(&filled)), expected, "{filter}");
+    }
+    let longest = |[source, _]: [u16; 2]| format!("{}port {source}", "port 0 or ".repeat(63));
+    assert_eq!(told(&both, Some(&longest)), [DATAGRAMS; 2], "each of the most tests there may be");
+}
+
+#[test]
+fn what_the_filter_keeps_out_is_counted_and_takes_nothing_from_the_rate_limit() {
+    needs_root!();
+    let mut thresholds = keeping(NOTHING);
+    thresholds.rate_limit.burst = 1;
+    thresholds.rate_limit.events_per_second = 1;
+    let mut counting = load(NAME, &LoadOptions { thresholds: thresholds.clone(), ..wanting(Want::Metrics) });
+    let mut telling = load(NAME, &LoadOptions { thresholds: thresholds.clone(), ..wanting(Want::Events) });
+    let (mut events, mut policies) =
+        (telling.take_events().expect("rings"), telling.policies().expect("maps"));
+    let reason = no_socket(has_reasons(&counting), "127.0.0.1");
+    let mut identities = identities();
+    let mut counted = || total(&scrape(&mut counting, NAME, &mut identities), FAMILY, &[reason, "udp"]);
+    let before = counted();
+    send_to_closed_port("127.0.0.1").expect("loopback is up");
+    assert!(counted() >= before + DATAGRAMS, "{before} before");
+    assert_eq!(drain_for(&mut events, Duration::from_millis(100)), []);
+    assert_eq!(events.produced().iter().map(|(_, count)| count).sum::<u64>(), 0);
+
+    let sender = UdpSocket::bind("127.0.0.1:0").expect("loopback is up");
+    let closed = UdpSocket::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("loopback is up");
+    let port = sender.local_addr().expect("it is bound").port();
+    thresholds.packet_drop = keeping(&format!("udp src port {port}")).packet_drop;
+    policies.apply(&thresholds, &HashMap::new()).expect("the maps can be written");
+    send(&sender, closed);
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    assert!(facts.iter().all(|fact| fact.body["source"]["port"] == port), "{facts:?}");
+    // A bucket may fill up again meanwhile.
+    assert!((1..DATAGRAMS as usize).contains(&facts.len()), "{facts:?}");
+    assert_eq!(events.produced().iter().map(|(_, count)| count).sum::<u64>(), DATAGRAMS);
+    assert_sum_closes(telling, &mut events, facts.len());
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod filter;
 pub(crate) mod reason;
 
 use crate::error::ProbeError;
@@ -48,6 +49,7 @@ pub const PROBE: Probe = Probe {
     )],
     controller: "cpu",
     sized_by_containers: &[("drops", abi::SERIES_OF_ONE)],
+    rule: Some(filter::rule),
     prepare,
     metrics: &[DROPS, OVERFLOW],
     events: &[EventDef {

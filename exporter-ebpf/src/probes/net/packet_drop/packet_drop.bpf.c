@@ -9,6 +9,7 @@
 #include "ring.h"
 #include "value_or_new.h"
 #include "packet_drop.h"
+#include "filter.h"
 
 /* Bound: the loader's container_max, times what one container meets. Drops beyond it are counted in `losses`. */
 struct {
@@ -32,6 +33,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct packet_drop_range);
 } normal_ranges SEC(".maps");
+
+/* Which packets make events; nothing in it where all do. A hash replaces its value whole, while programs read it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet_drop_filter);
+} filter SEC(".maps");
 
 static __always_inline bool is_normal_place(__u64 location)
 {
@@ -102,6 +111,29 @@ static __always_inline void fill_device(struct packet_drop_record *record, struc
 	bpf_core_read(record->device_name, sizeof(record->device_name), &device->name);
 }
 
+static __always_inline bool is_kept(struct sk_buff *skb, struct packet *packet, struct flow *flow)
+{
+	__u32 zero = 0;
+	struct packet_drop_filter *kept = bpf_map_lookup_elem(&filter, &zero);
+	struct filter_end ends[FILTER_ENDS] = {};
+
+	if (!kept)
+		return true;
+	__builtin_memcpy(ends[FILTER_SOURCE].words, flow->source, sizeof(flow->source));
+	__builtin_memcpy(ends[FILTER_DESTINATION].words, flow->destination, sizeof(flow->destination));
+	ends[FILTER_SOURCE].port = flow->source_port;
+	ends[FILTER_DESTINATION].port = flow->destination_port;
+	if (kept->reads_device) {
+		struct net_device *device = BPF_CORE_READ(skb, dev);
+		bpf_core_read(ends[FILTER_DEVICE].words, sizeof(device->name), &device->name);
+	}
+	__u32 kind = packet->protocol | packet->ip_version << FILTER_VERSION_SHIFT |
+		     (flow->has_ports ? FILTER_HAS_PORTS : 0);
+	for (__u32 end = 0; end < FILTER_ENDS; end++)
+		ends[end].words[FILTER_WORDS - 1] = kind;
+	return filter_keeps(kept, ends);
+}
+
 /* The container of the socket that the packet came from or was for, where it got as far as that. */
 static __always_inline __u64 owner_of(struct sock *sk)
 {
@@ -122,6 +154,10 @@ static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 loc
 		count(&packet, cgroup_id, location, reason, has_reason);
 	if (!want_events || !is_worth_event(&packet, location, reason, has_reason))
 		return 0;
+	struct flow flow;
+	flow_of_packet(&flow, &packet);
+	if (!is_kept(skb, &packet, &flow))
+		return 0;
 	/* Nobody's packet may still have been for a container. */
 	struct packet_drop_record *record =
 		ring_reserve_fact(sizeof(*record), cgroup_id == HOST_CGROUP_ID ? 0 : cgroup_id);
@@ -136,7 +172,7 @@ static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 loc
 	record->ethertype = packet.ethertype;
 	record->protocol = packet.protocol;
 	fill_device(record, skb);
-	flow_of_packet(&record->flow, &packet);
+	record->flow = flow;
 	fill_tcp(record, &packet);
 	bpf_ringbuf_submit(record, 0);
 	return 0;

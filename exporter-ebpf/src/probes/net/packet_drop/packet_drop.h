@@ -34,6 +34,40 @@ struct packet_drop_range {
 };
 _Static_assert(sizeof(struct packet_drop_range) == 16, "Rust reads this layout");
 
+/* Tests in one filter. */
+#define FILTER_STEPS 64
+/* In place of the next step: the packet makes an event, or none. */
+#define FILTER_KEEP 254
+#define FILTER_SKIP 255
+/* What a step compares: which ends of a packet's way, of which any may fit, or the device. */
+#define FILTER_SOURCE 0
+#define FILTER_DESTINATION 1
+#define FILTER_DEVICE 2
+#define FILTER_ENDS 3
+/* The word behind an address or a name: the protocol, and further up the version of IP and whether there are ports. */
+#define FILTER_WORDS 5
+#define FILTER_VERSION_SHIFT 8
+#define FILTER_HAS_PORTS 0x10000
+
+/* One test, and the step that follows it. */
+struct packet_drop_step {
+	__u32 mask[FILTER_WORDS];
+	__u32 value[FILTER_WORDS]; /* what the mask leaves; addresses are as in struct flow */
+	__u16 first_port;
+	__u16 last_port;
+	__u8 ends; /* a bit for each */
+	__u8 _pad;
+	__u8 next[2]; /* where it does not fit, and where it does */
+};
+_Static_assert(sizeof(struct packet_drop_step) == 48, "Rust writes this layout");
+
+struct packet_drop_filter {
+	struct packet_drop_step steps[FILTER_STEPS];
+	__u32 first;
+	__u32 reads_device;
+};
+_Static_assert(sizeof(struct packet_drop_filter) == 3080, "Rust writes this layout");
+
 struct packet_drop_record {
 	struct record_header header; /* the task on the CPU, which need not be the packet's */
 	__u64 location;
