@@ -21,6 +21,7 @@ pub const ECS_VERSION: &str = "8.17";
 pub struct Event {
     /// When it happened, RFC 3339 in UTC with nanoseconds.
     #[serde(rename = "@timestamp")]
+    #[schemars(extend("x-elasticsearch" = {"type": "date_nanos"}))]
     pub timestamp: String,
     /// The schema whose names are used.
     pub ecs: Ecs,
@@ -41,6 +42,7 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
     /// Labels of the configuration.
+    #[schemars(extend("x-elasticsearch" = {"type": "object", "dynamic": true}))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// What the probe measured.
@@ -105,6 +107,7 @@ pub struct Process {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executable: Option<String>,
     /// Command line, arguments joined by blanks.
+    #[schemars(extend("x-elasticsearch" = {"type": "keyword", "ignore_above": 1024, "fields": {"text": {"type": "text"}}}))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command_line: Option<String>,
     /// The thread.
@@ -228,9 +231,11 @@ pub struct Cgroup {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stack {
     /// Kernel frames.
+    #[schemars(extend("x-elasticsearch" = {"type": "keyword", "index": false, "doc_values": false}))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel: Vec<String>,
     /// User frames.
+    #[schemars(extend("x-elasticsearch" = {"type": "keyword", "index": false, "doc_values": false}))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub user: Vec<String>,
 }

@@ -7,6 +7,7 @@ mod enrich;
 mod events;
 mod import;
 mod keys;
+mod mapping;
 mod metrics;
 mod page;
 mod pipeline;
@@ -54,8 +55,17 @@ enum Command {
     Check,
     /// Print the JSON Schema of an event.
     Schema,
+    /// Print the index template of events for Elasticsearch and OpenSearch.
+    Mapping(MappingFlags),
     /// Print every kind of event and every field as EVENTS.md has them.
     Reference,
+}
+
+/// Flags of `mapping`.
+#[derive(clap::Args, Debug)]
+struct MappingFlags {
+    /// Only the part of this kind of event.
+    kind: Option<String>,
 }
 
 /// Flags of `run`.
@@ -103,11 +113,17 @@ fn start() -> Result<()> {
             check::run(&config)
         }
         Command::Reference => reference::write(std::io::stdout().lock()),
-        Command::Schema => {
-            let schema = serde_json::to_string_pretty(&schema::whole())?;
-            writeln!(std::io::stdout(), "{schema}").context("cannot write the schema")
+        Command::Schema => print(&schema::whole()),
+        Command::Mapping(MappingFlags { kind: None }) => print(&mapping::template()),
+        Command::Mapping(MappingFlags { kind: Some(name) }) => {
+            print(&mapping::fragment(&schema::kind(&name)?))
         }
     }
+}
+
+fn print(document: &serde_json::Value) -> Result<()> {
+    let document = serde_json::to_string_pretty(document)?;
+    writeln!(std::io::stdout(), "{document}").context("cannot write to stdout")
 }
 
 #[cfg(test)]

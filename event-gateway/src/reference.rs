@@ -2,7 +2,7 @@
 //! the declarations.
 
 use crate::config::{event_probes, is_default};
-use crate::schema;
+use crate::schema::{self, resolve};
 use crate::watch::{self, Watch};
 use anyhow::Result;
 use kpulse_common::event;
@@ -119,12 +119,6 @@ fn fields(root: &Value, schema: &Value, parent: &str, depth: usize, rows: &mut V
             rows.push([path, kind(of_type), text]);
         }
     }
-}
-
-/// What `#/$defs/NAME` stands for.
-fn resolve<'s>(root: &'s Value, schema: &'s Value) -> &'s Value {
-    let pointer = schema.get("$ref").and_then(Value::as_str).and_then(|it| it.strip_prefix('#'));
-    pointer.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
 }
 
 fn kind(schema: &Value) -> String {

@@ -2,6 +2,7 @@
 
 use crate::config::event_probes;
 use crate::watch;
+use kpulse_common::cli::Usage;
 use kpulse_common::event;
 use serde_json::Value;
 
@@ -28,6 +29,20 @@ pub fn whole() -> Value {
         kinds.insert(kind.name.to_owned(), body);
     }
     schema
+}
+
+/// The kind of this name.
+pub fn kind(name: &str) -> Result<Kind, Usage> {
+    all_kinds().find(|kind| kind.name == name).ok_or_else(|| {
+        let known: Vec<_> = all_kinds().map(|kind| kind.name).collect();
+        Usage(format!("there is no kind of event {name:?}; the kinds are {}", known.join(", ")))
+    })
+}
+
+/// What `#/$defs/NAME` stands for.
+pub fn resolve<'s>(root: &'s Value, schema: &'s Value) -> &'s Value {
+    let pointer = schema.get("$ref").and_then(Value::as_str).and_then(|it| it.strip_prefix('#'));
+    pointer.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
 }
 
 /// Every kind of event.

@@ -1,6 +1,7 @@
 //! What the reading of the tree promises: names, dependencies, the shape of a probe's folder.
 
 mod examples;
+mod mapping;
 mod naming;
 mod probes;
 mod reference;

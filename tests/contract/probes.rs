@@ -37,7 +37,8 @@ fn a_folder_has_its_parts() {
         }
         let probe = ALL.iter().find(|probe| probe.name == name).expect("the registry lists it");
         for event in probe.events {
-            for part in [format!("fixtures/{}.hex", event.kind), format!("fixtures/{}.json", event.kind)] {
+            for part in ["fixtures/KIND.hex", "fixtures/KIND.json", "KIND.mapping.json"] {
+                let part = part.replace("KIND", event.kind);
                 assert!(folder.join(&part).exists(), "{} lacks {part}", folder.display());
             }
         }
