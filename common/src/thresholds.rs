@@ -15,6 +15,8 @@ pub struct Thresholds {
     pub runqueue_latency: RunqueueLatency,
     /// Block I/O.
     pub block_io: BlockIo,
+    /// Waits for the log of XFS.
+    pub xfs_log: XfsLog,
     /// Direct reclaim.
     pub direct_reclaim: DirectReclaim,
     /// Interrupts off.
@@ -69,6 +71,21 @@ pub struct BlockIo {
 impl Default for BlockIo {
     fn default() -> Self {
         Self { min_d2c: Duration::from_millis(100), min_q2c: Duration::from_millis(200) }
+    }
+}
+
+/// Thresholds of the probe `xfs_log`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct XfsLog {
+    /// For room in the log, or for the log to reach the disk: 100 ms is felt by whoever called fsync or made a file.
+    #[serde(with = "humantime_serde")]
+    pub min_wait: Duration,
+}
+
+impl Default for XfsLog {
+    fn default() -> Self {
+        Self { min_wait: Duration::from_millis(100) }
     }
 }
 

@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shortest = Duration::from_nanos(1);
     options.thresholds.runqueue_latency.min_wait = shortest;
     options.thresholds.block_io.min_d2c = shortest;
+    options.thresholds.xfs_log.min_wait = shortest;
     options.thresholds.direct_reclaim.min_duration = shortest;
     options.thresholds.irqs_off.min_duration = shortest;
     options.thresholds.softirq.min_delay = shortest;

@@ -2,6 +2,7 @@
 
 use kpulse_common::paths::Paths;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,12 @@ impl DeviceNumber {
     /// From the kernel's own `dev_t`, as tracepoints give it.
     pub fn from_dev(dev: u32) -> Self {
         Self { major: dev >> 20, minor: dev & 0xf_ffff }
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.major, self.minor)
     }
 }
 
@@ -51,7 +58,7 @@ impl BlockDevices {
     }
 
     fn name(&mut self, number: DeviceNumber) -> Option<Arc<str>> {
-        let text = format!("{}:{}", number.major, number.minor);
+        let text = number.to_string();
         let link = fs::read_link(self.links.join(&text)).ok();
         let current = link.as_deref().and_then(|path| path.file_name()).and_then(|name| name.to_str());
         let Some(current) = current else {

@@ -1,53 +1,28 @@
 //! Commits of an ext4 journal against its own account, `/proc/fs/jbd2/DEVICE-INODE/info`.
 
 use super::*;
-use kpulse_tests::disk::{Loop, Mount};
+use kpulse_tests::disk::FileSystem;
 use kpulse_tests::skip;
 use std::fs::{self, File};
 use std::io::Write;
-use std::process::{Command, Stdio};
 
 const NAME: &str = "jbd2";
 const FAMILY: &str = "kpulse_jbd2_commit_seconds";
 const COMMITS: u64 = 20;
 
-/// A file system of our own; the mount goes before the device.
-struct Ext4 {
-    mount: Mount,
-    device: Loop,
-}
-
-impl Ext4 {
-    fn make() -> Result<Self, String> {
-        let device =
-            Loop::with_size(32 << 20).map_err(|error| format!("no loop device can be made: {error}"))?;
-        let made = Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-O", "^fast_commit"])
-            .arg(device.path())
-            .stdout(Stdio::null())
-            .status();
-        if !made.as_ref().is_ok_and(std::process::ExitStatus::success) {
-            return Err(format!("mkfs.ext4: {made:?}"));
-        }
-        let mount =
-            Mount::new(&device.path(), "ext4", "").map_err(|error| format!("no ext4 here: {error}"))?;
-        Ok(Self { mount, device })
-    }
-
-    /// Transactions committed, and their average time, by the journal.
-    fn journal(&self) -> (u64, Duration) {
-        let text =
-            fs::read_to_string(format!("/proc/fs/jbd2/{}-8/info", self.device.name())).expect("a journal");
-        let first = text.split(' ').next().and_then(|word| word.parse().ok()).expect("a count");
-        let average = text.lines().find_map(|line| {
-            line.trim().strip_suffix("us average transaction commit time")?.trim().parse().ok()
-        });
-        (first, Duration::from_micros(average.unwrap_or(0)))
-    }
+/// Transactions committed, and their average time, by the journal.
+fn journal(file_system: &FileSystem) -> (u64, Duration) {
+    let text =
+        fs::read_to_string(format!("/proc/fs/jbd2/{}-8/info", file_system.device.name())).expect("a journal");
+    let first = text.split(' ').next().and_then(|word| word.parse().ok()).expect("a count");
+    let average = text
+        .lines()
+        .find_map(|line| line.trim().strip_suffix("us average transaction commit time")?.trim().parse().ok());
+    (first, Duration::from_micros(average.unwrap_or(0)))
 }
 
 fn measures_each_commit_once(options: &LoadOptions) {
-    let file_system = match Ext4::make() {
+    let file_system = match FileSystem::ext4(32 << 20) {
         Ok(made) => made,
         Err(why) => {
             skip(module_path!(), &why);
@@ -55,14 +30,14 @@ fn measures_each_commit_once(options: &LoadOptions) {
         }
     };
     let mut set = load(NAME, options);
-    let before = file_system.journal().0;
+    let before = journal(&file_system).0;
     let mut file = File::create(file_system.mount.path().join("file")).expect("a file");
     for _ in 0..COMMITS {
         // Appending changes the inode, which fsync must commit.
         file.write_all(&[1; 4096]).and_then(|()| file.sync_all()).expect("the file can be written");
     }
     drop(file);
-    let (after, average) = file_system.journal();
+    let (after, average) = journal(&file_system);
     let samples = scrape(&mut set, NAME, &mut identities());
     let name = file_system.device.name();
     let phases = ["locking", "flushing", "logging"].map(|phase| histogram(&samples, FAMILY, &[&name, phase]));

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ const LOOP_CLR_FD: libc::c_ulong = 0x4c01;
 const LOOP_SET_DIRECT_IO: libc::c_ulong = 0x4c08;
 const LOOP_CTL_ADD: libc::c_ulong = 0x4c80;
 const LOOP_CTL_REMOVE: libc::c_ulong = 0x4c81;
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+const FITHAW: libc::c_ulong = 0xc004_5878;
 /// Above whatever a machine's own tools take.
 static NEXT: AtomicU32 = AtomicU32::new(1000);
 
@@ -26,14 +29,21 @@ pub struct Loop {
 impl Loop {
     /// On a file, past the page cache where its file system can do that.
     pub fn attach(file: &Path) -> io::Result<Self> {
+        let device = Self::attach_cached(file)?;
+        let node = OpenOptions::new().read(true).write(true).open(device.path())?;
+        // Refused by file systems that have no direct I/O.
+        let _ = ioctl(&node, LOOP_SET_DIRECT_IO, 1);
+        Ok(device)
+    }
+
+    /// On a file, through the page cache: only those writes wait on every kernel while its file system is frozen.
+    pub fn attach_cached(file: &Path) -> io::Result<Self> {
         let device = Self { number: add()? };
         let path = device.path();
         until("loop device", || path.exists().then_some(()));
         let node = OpenOptions::new().read(true).write(true).open(&path)?;
         let file = OpenOptions::new().read(true).write(true).open(file)?;
         ioctl(&node, LOOP_SET_FD, file.as_raw_fd().unsigned_abs().into())?;
-        // Refused by file systems that have no direct I/O.
-        let _ = ioctl(&node, LOOP_SET_DIRECT_IO, 1);
         Ok(device)
     }
 
@@ -99,7 +109,7 @@ fn add() -> io::Result<u32> {
 }
 
 fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: the loop driver's requests take a number or a descriptor, and no memory of ours.
+    // SAFETY: requests to the loop driver and to freeze take a number or a descriptor, and no memory of ours.
     let outcome = unsafe { libc::ioctl(file.as_raw_fd(), request as _, argument) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -157,5 +167,67 @@ impl Drop for Mount {
         if self.is_own_folder {
             let _ = fs::remove_dir(&self.target);
         }
+    }
+}
+
+/// A new file system on a loop device of its own; the mount goes before the device.
+pub struct FileSystem {
+    pub mount: Mount,
+    pub device: Loop,
+}
+
+impl FileSystem {
+    /// ext4; why not, in words, where it cannot be had.
+    pub fn ext4(bytes: u64) -> Result<Self, String> {
+        let device =
+            Loop::with_size(bytes).map_err(|error| format!("no loop device can be made: {error}"))?;
+        Self::make("ext4", device, &["-q", "-F", "-O", "^fast_commit"])
+    }
+
+    /// XFS, with more options for mkfs.xfs.
+    pub fn xfs(device: io::Result<Loop>, options: &[&str]) -> Result<Self, String> {
+        if !Path::new("/proc/fs/xfs").exists() {
+            return Err("this kernel has no XFS".into());
+        }
+        let device = device.map_err(|error| format!("no loop device can be made: {error}"))?;
+        // Features that the oldest kernel does not know are off.
+        let features = ["-q", "-f", "-m", "crc=1,bigtime=0,inobtcount=0,reflink=0", "-i", "sparse=0"];
+        Self::make("xfs", device, &[options, &features].concat())
+    }
+
+    fn make(kind: &str, device: Loop, options: &[&str]) -> Result<Self, String> {
+        let made = Command::new(format!("mkfs.{kind}"))
+            .args(options)
+            .arg(device.path())
+            .stdout(Stdio::null())
+            .status();
+        if !made.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            return Err(format!("mkfs.{kind}: {made:?}"));
+        }
+        let mount =
+            Mount::new(&device.path(), kind, "").map_err(|error| format!("no {kind} here: {error}"))?;
+        Ok(Self { mount, device })
+    }
+
+    /// Its number, `major:minor`.
+    pub fn number(&self) -> String {
+        let number = fs::read_to_string(format!("/sys/block/{}/dev", self.device.name()));
+        number.expect("every disk has it").trim().to_owned()
+    }
+
+    /// Lets all writes to it wait for as long as the value lives.
+    pub fn freeze(&self) -> io::Result<Frozen> {
+        let folder = File::open(self.mount.path())?;
+        ioctl(&folder, FIFREEZE, 0)?;
+        Ok(Frozen(folder))
+    }
+}
+
+/// A file system that takes no writes.
+pub struct Frozen(File);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = ioctl(&self.0, FITHAW, 0);
     }
 }

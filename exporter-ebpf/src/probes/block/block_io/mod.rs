@@ -270,7 +270,7 @@ struct Body {
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::block_io_record = view(bytes)?;
     let body = Body {
-        device: format!("{}:{}", record.key.major, record.key.minor),
+        device: number(&record.key).to_string(),
         operation: operation(record.key.operation),
         sector: record.sector,
         bytes: record.bytes,

@@ -6,10 +6,14 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf, tracepoint};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, EventDef, Probe, Want};
 use crate::probes::{abi, bpf_object};
+use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
+use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 abi!("xfs_log");
 
@@ -39,7 +43,7 @@ const UNMEASURED: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "xfs_log",
     object: bpf_object!("xfs_log"),
-    needs: &[Feature::Xfs],
+    needs: &[Feature::Xfs, Feature::RingBuffer],
     hooks: &[
         Hook::any(
             "xfs_log_grant_sleep",
@@ -82,16 +86,26 @@ pub const PROBE: Probe = Probe {
                 tp_btf("xlog_iclog_syncing", "xlog_iclog_syncing"),
                 tracepoint("xlog_iclog_syncing_classic", "xfs", "xlog_iclog_syncing"),
             ],
-        ),
+        )
+        .only(Want::Metrics),
         Hook::optional(
             "xlog_iclog_sync_done",
             &[
                 tp_btf("xlog_iclog_sync_done", "xlog_iclog_sync_done"),
                 tracepoint("xlog_iclog_sync_done_classic", "xfs", "xlog_iclog_sync_done"),
             ],
-        ),
+        )
+        .only(Want::Metrics),
     ],
+    thresholds: |thresholds| vec![thresholds.xfs_log.min_wait],
     metrics: &[GRANT, FORCE, WRITE, UNMEASURED],
+    events: &[EventDef {
+        kind: "xfs_log_wait",
+        help: "A task waited long for the log of XFS.",
+        decode,
+        body: schema_of::<Body>,
+        names: |_| Names::new(),
+    }],
     collector: Some(|maps, kernel| {
         Ok(Box::new(Reader {
             waits: maps.table("waits")?,
@@ -128,5 +142,43 @@ impl Collector for Reader {
         out.count(&UNMEASURED, &["devices_full"], losses.devices_full);
         out.count(&UNMEASURED, &["waiters_full"], losses.waiters_full);
         Ok(())
+    }
+}
+
+/// Fields of the event beyond the common ones.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Body {
+    /// The kernel's number of the device, `major:minor`.
+    device: String,
+    /// What the task waited for: room in the log (`grant`), or for the log to reach the disk (`force`), as fsync does.
+    wait: &'static str,
+}
+
+fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+    let record: abi::xfs_log_record = view(bytes)?;
+    let body = Body {
+        device: DeviceNumber::from_dev(record.dev).to_string(),
+        wait: if record.wait == abi::WAIT_GRANT { "grant" } else { "force" },
+    };
+    Decoded::new(Header::from(&record.header), &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::fixture::{assert_decodes, assert_total};
+
+    const HEX: &str = include_str!("fixtures/xfs_log_wait.hex");
+
+    #[test]
+    fn a_real_record_decodes() {
+        let json = include_str!("fixtures/xfs_log_wait.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        assert!(!decoded.header.comm.is_empty());
+    }
+
+    #[test]
+    fn any_bytes_of_the_right_size_decode() {
+        assert_total(&PROBE.events[0], HEX);
     }
 }

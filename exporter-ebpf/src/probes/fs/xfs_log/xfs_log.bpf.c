@@ -6,7 +6,9 @@
  * device and wait. Each exists as a BTF tracepoint where XFS is built in, and as a classic one where it is a module.
  */
 #include "probe.h"
+#include "cgroup.h"
 #include "histogram.h"
+#include "ring.h"
 #include "value_or_new.h"
 #include "xfs_log.h"
 
@@ -30,12 +32,21 @@ struct {
 	__type(value, __u64);
 } grants SEC(".maps");
 
+/* Whose force it is, for its event: the end comes in the log's own context. */
+struct force {
+	__u64 since_ns;
+	__u64 cgroup_id;
+	__u32 tgid;
+	__u32 waits;
+	__u8 comm[COMM_BYTES];
+};
+
 /* Tasks that force the log. One whose force has nothing to wait for stays until its next. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct force);
 } forces SEC(".maps");
 
 struct {
@@ -45,10 +56,11 @@ struct {
 	__type(value, __u64);
 } writes SEC(".maps");
 
-/* Begins of the forces that wait for a buffer. The kernel's l_icloglock is held at both ends. */
+/* Forces that wait for a buffer: when they began and whose they are. The kernel's l_icloglock is held at both ends. */
 struct waiters {
 	__u64 count;
 	__u64 since_ns[WAITERS];
+	__u32 tid[WAITERS];
 };
 
 struct {
@@ -89,12 +101,30 @@ static __always_inline struct histogram *histogram_of(__u32 dev, __u32 wait)
 	return histogram;
 }
 
-static __always_inline void count(__u32 dev, __u32 wait, __u64 since_ns)
+static __always_inline void count(__u32 dev, __u32 wait, __u64 ns)
 {
 	struct histogram *histogram = histogram_of(dev, wait);
 
 	if (histogram)
-		histogram_add_atomic(histogram, bpf_ktime_get_ns() - since_ns);
+		histogram_add_atomic(histogram, ns);
+}
+
+static __always_inline struct xfs_log_record *reserve(__u32 dev, __u32 wait, __u64 cgroup_id, __u64 ns)
+{
+	struct xfs_log_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_WAIT, ns);
+
+	if (record) {
+		record->dev = dev;
+		record->wait = wait;
+	}
+	return record;
+}
+
+static __always_inline __u64 current_cgroup_id(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return read_task_cgroup_id(task, cpu_cgrp_id);
 }
 
 static __always_inline int grant_sleeps(void)
@@ -106,15 +136,24 @@ static __always_inline int grant_sleeps(void)
 	return 0;
 }
 
-static __always_inline int grant_wakes(__u32 dev)
+static __always_inline int grant_wakes(void *context, __u32 dev)
 {
 	__u32 tid = bpf_get_current_pid_tgid();
 	__u64 *since_ns = bpf_map_lookup_elem(&grants, &tid);
 
 	if (!since_ns)
 		return 0;
-	count(dev, WAIT_GRANT, *since_ns);
+	__u64 ns = bpf_ktime_get_ns() - *since_ns;
 	bpf_map_delete_elem(&grants, &tid);
+	if (want_metrics)
+		count(dev, WAIT_GRANT, ns);
+	struct xfs_log_record *record =
+		may_tell(THRESHOLD_WAIT, ns) ? reserve(dev, WAIT_GRANT, current_cgroup_id(), ns) : NULL;
+	if (!record)
+		return 0;
+	header_current_task(&record->header);
+	header_kernel_stack(context, &record->header);
+	bpf_ringbuf_submit(record, 0);
 	return 0;
 }
 
@@ -122,35 +161,61 @@ static __always_inline int force_begins(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 tid = bpf_get_current_pid_tgid();
-	__u64 now_ns = bpf_ktime_get_ns();
+	struct force force = { .since_ns = bpf_ktime_get_ns() };
 
 	/* Workers also wait for a buffer to keep the log's order, which is no force. */
 	if (!(BPF_CORE_READ(task, flags) & PF_WQ_WORKER))
-		bpf_map_update_elem(&forces, &tid, &now_ns, BPF_ANY);
+		bpf_map_update_elem(&forces, &tid, &force, BPF_ANY);
 	return 0;
 }
 
 static __always_inline int force_waits(struct buffer buffer, __u32 state)
 {
-	__u32 tid = bpf_get_current_pid_tgid();
-	__u64 *since_ns = bpf_map_lookup_elem(&forces, &tid);
+	__u64 id = bpf_get_current_pid_tgid();
+	__u32 tid = id;
+	struct force *force = bpf_map_lookup_elem(&forces, &tid);
 
-	if (!since_ns)
+	/* A force that sleeps again has been measured. */
+	if (!force || force->waits)
 		return 0;
-	__u64 begun_ns = *since_ns;
-	bpf_map_delete_elem(&forces, &tid);
+	force->waits = 1;
 	/* In these two states there is nothing to wait for. */
 	if (state == XLOG_STATE_ACTIVE || state == XLOG_STATE_DIRTY)
 		return 0;
+	if (want_events) {
+		force->cgroup_id = current_cgroup_id();
+		force->tgid = id >> 32;
+		bpf_get_current_comm(force->comm, sizeof(force->comm));
+	}
 	struct waiters none = {}, *waiters = value_or_new(&waiting, &buffer, &none);
 	if (waiters && waiters->count < WAITERS) {
-		waiters->since_ns[waiters->count++ & (WAITERS - 1)] = begun_ns;
+		__u64 index = waiters->count++ & (WAITERS - 1);
+		waiters->since_ns[index] = force->since_ns;
+		waiters->tid[index] = tid;
 		return 0;
 	}
 	struct xfs_log_value *loss = loss_counters();
 	if (loss)
 		__sync_fetch_and_add(&loss->waiters_full, 1);
 	return 0;
+}
+
+/* The task sleeps since it was noted, unless so many others forced the log that it gave way: then nobody is named. */
+static __always_inline void send_force(__u32 dev, __u32 tid, __u64 since_ns, __u64 ns)
+{
+	struct force *force = bpf_map_lookup_elem(&forces, &tid);
+
+	if (force && force->since_ns != since_ns)
+		force = NULL;
+	struct xfs_log_record *record = reserve(dev, WAIT_FORCE, force ? force->cgroup_id : 0, ns);
+	if (!record)
+		return;
+	if (force) {
+		record->header.tgid = force->tgid;
+		record->header.tid = tid;
+		__builtin_memcpy(record->header.comm, force->comm, COMM_BYTES);
+	}
+	bpf_ringbuf_submit(record, 0);
 }
 
 static __always_inline int forces_end(struct buffer buffer)
@@ -160,13 +225,17 @@ static __always_inline int forces_end(struct buffer buffer)
 
 	if (!waiters)
 		return 0;
-	struct histogram *histogram = histogram_of(buffer.dev, WAIT_FORCE);
-	for (__u32 index = 0; histogram && index < WAITERS; index++) {
+	struct histogram *histogram = want_metrics ? histogram_of(buffer.dev, WAIT_FORCE) : NULL;
+	for (__u32 index = 0; index < WAITERS; index++) {
 		if (index >= waiters->count)
 			break;
-		__u64 ns = now_ns - waiters->since_ns[index];
-		if (ns < FORCE_NS_MAX)
+		__u64 since_ns = waiters->since_ns[index], ns = now_ns - since_ns;
+		if (ns >= FORCE_NS_MAX)
+			continue;
+		if (histogram)
 			histogram_add_atomic(histogram, ns);
+		if (may_tell(THRESHOLD_WAIT, ns))
+			send_force(buffer.dev, waiters->tid[index], since_ns, ns);
 	}
 	bpf_map_delete_elem(&waiting, &buffer);
 	return 0;
@@ -186,7 +255,7 @@ static __always_inline int write_ends(struct buffer buffer)
 
 	if (!since_ns)
 		return 0;
-	count(buffer.dev, WAIT_WRITE, *since_ns);
+	count(buffer.dev, WAIT_WRITE, bpf_ktime_get_ns() - *since_ns);
 	bpf_map_delete_elem(&writes, &buffer);
 	return 0;
 }
@@ -241,13 +310,13 @@ int xfs_log_grant_sleep_classic(struct xfs_context *context)
 SEC("tp_btf/xfs_log_grant_wake")
 int BPF_PROG(xfs_log_grant_wake, struct xlog *log)
 {
-	return grant_wakes(log->l_mp->m_super->s_dev);
+	return grant_wakes(ctx, log->l_mp->m_super->s_dev);
 }
 
 SEC("tracepoint/xfs/xfs_log_grant_wake")
 int xfs_log_grant_wake_classic(struct xfs_context *context)
 {
-	return grant_wakes(context->dev);
+	return grant_wakes(context, context->dev);
 }
 
 SEC("tp_btf/xfs_log_force")

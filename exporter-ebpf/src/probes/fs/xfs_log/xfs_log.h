@@ -23,4 +23,14 @@ struct xfs_log_value {
 };
 _Static_assert(sizeof(struct xfs_log_value) == 16, "Rust reads this layout");
 
+/* Threshold of the event policy. */
+#define THRESHOLD_WAIT 0
+
+struct xfs_log_record {
+	struct record_header header; /* the task that waited */
+	__u32 dev; /* the kernel's own dev_t */
+	__u32 wait; /* WAIT_GRANT or WAIT_FORCE */
+};
+_Static_assert(sizeof(struct xfs_log_record) == 336, "Rust reads this layout");
+
 #endif
