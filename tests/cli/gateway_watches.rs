@@ -2,10 +2,11 @@
 
 use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::disk::{FileSystem, Loop};
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::{is_root, network, skip, until};
 use serde_json::Value;
-use std::io;
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -183,6 +184,52 @@ fn a_file_system_that_turns_read_only_is_told_once_with_its_mount_point() {
     until("event of the other", || Some(told(&third)).filter(|events| !events.is_empty()));
     assert_eq!((told(&disk).len(), told(&other).len()), (1, 0), "once, and not what was so before");
     running.accounts_for("filesystem_readonly", 2);
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+#[test]
+fn an_error_of_ext4_its_journal_and_xfs_is_told_with_device_and_message() {
+    const TEST: &str = "an_error_of_ext4_its_journal_and_xfs";
+    if !is_root() {
+        return skip(TEST, "only root can mount");
+    }
+    let made = FileSystem::ext4(32 << 20)
+        .and_then(|ext4| Ok((ext4, FileSystem::xfs(Loop::with_size(320 << 20), &[])?)));
+    let (ext4, xfs) = match made {
+        Ok(made) => made,
+        Err(why) => return skip(TEST, &why),
+    };
+    let log = std::fs::OpenOptions::new().write(true).open("/dev/kmsg");
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    let told = |file_system: &FileSystem| {
+        let device = file_system.device.name();
+        let is_its = |event: &Value| event["kpulse"]["filesystem_error"]["device"] == device.as_str();
+        let mut events: Vec<Value> = running.events("filesystem_error").into_iter().filter(is_its).collect();
+        events.sort_by_key(|event| event["@timestamp"].to_string());
+        events
+    };
+    let device = ext4.device.name();
+    // What a program writes is not what the kernel says.
+    let forged = format!("<2>EXT4-fs error (device {device}): forged:1: by a program\n");
+    log.and_then(|mut log| log.write_all(forged.as_bytes())).expect("root may write to the log");
+    let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
+    std::fs::write(trigger, "provoked by a test").expect("root may provoke an error");
+    xfs.shut_down().expect("root may shut XFS down");
+    let of_xfs = until("event of XFS", || Some(told(&xfs)).filter(|events| !events.is_empty()));
+    let of_ext4 = told(&ext4);
+    assert_eq!(of_ext4.len(), 2, "{of_ext4:?}");
+    for event in of_ext4.iter().chain(&of_xfs) {
+        assert_obeys_the_schema(event);
+    }
+    let body = |event: &Value| event["kpulse"]["filesystem_error"].clone();
+    let [error, abort] = [body(&of_ext4[0]), body(&of_ext4[1])];
+    assert_eq!((&error["type"], &error["function"]), (&"ext4".into(), &"trigger_test_error".into()));
+    assert!(error["message"].as_str().unwrap().ends_with("provoked by a test"), "{error}");
+    let aborting = format!("Aborting journal on device {device}-8.");
+    assert_eq!((&abort["type"], &abort["message"]), (&"journal".into(), &aborting.into()));
+    assert!(of_xfs.iter().all(|event| body(event)["type"] == "xfs"), "{of_xfs:?}");
+    running.accounts_for("filesystem_error", 2 + of_xfs.len() as u64);
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
 }
 

@@ -18,6 +18,7 @@ const LOOP_CTL_ADD: libc::c_ulong = 0x4c80;
 const LOOP_CTL_REMOVE: libc::c_ulong = 0x4c81;
 const FIFREEZE: libc::c_ulong = 0xc004_5877;
 const FITHAW: libc::c_ulong = 0xc004_5878;
+const XFS_IOC_GOINGDOWN: libc::c_ulong = 0x8004_587d;
 /// Above whatever a machine's own tools take.
 static NEXT: AtomicU32 = AtomicU32::new(1000);
 
@@ -177,11 +178,11 @@ pub struct FileSystem {
 }
 
 impl FileSystem {
-    /// ext4; why not, in words, where it cannot be had.
+    /// ext4, which turns read-only at an error; why not, in words, where it cannot be had.
     pub fn ext4(bytes: u64) -> Result<Self, String> {
         let device =
             Loop::with_size(bytes).map_err(|error| format!("no loop device can be made: {error}"))?;
-        Self::make("ext4", device, &["-q", "-F", "-O", "^fast_commit"])
+        Self::make("ext4", device, &["-q", "-F", "-O", "^fast_commit", "-e", "remount-ro"])
     }
 
     /// XFS, with more options for mkfs.xfs.
@@ -213,6 +214,16 @@ impl FileSystem {
     pub fn number(&self) -> String {
         let number = fs::read_to_string(format!("/sys/block/{}/dev", self.device.name()));
         number.expect("every disk has it").trim().to_owned()
+    }
+
+    /// Has XFS give up, as after an error of its log.
+    pub fn shut_down(&self) -> io::Result<()> {
+        let (folder, without_flush) = (File::open(self.mount.path())?, 2u32);
+        // SAFETY: the request reads one number, which lives through the call.
+        let outcome = unsafe {
+            libc::ioctl(folder.as_raw_fd(), XFS_IOC_GOINGDOWN as _, std::ptr::from_ref(&without_flush))
+        };
+        if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Lets all writes to it wait for as long as the value lives.

@@ -2,6 +2,7 @@
 //! thresholds, rate limit, counts and documents with those of BPF.
 
 mod cpu_throttled;
+mod filesystem_error;
 mod filesystem_readonly;
 mod limit;
 mod link_change;
@@ -26,8 +27,13 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 /// Every watch. A kind more is a file here and a line in this list.
-pub const ALL: &[Watch] =
-    &[cpu_throttled::WATCH, link_change::WATCH, filesystem_readonly::WATCH, listen_overflow::WATCH];
+pub const ALL: &[Watch] = &[
+    cpu_throttled::WATCH,
+    link_change::WATCH,
+    filesystem_error::WATCH,
+    filesystem_readonly::WATCH,
+    listen_overflow::WATCH,
+];
 
 /// One kind of event and where it comes from.
 pub struct Watch {
@@ -54,7 +60,7 @@ pub trait Watcher: Send {
     /// Looks, and tells what it finds.
     fn look(&mut self, rules: &Rules, now: Instant, tell: &mut dyn FnMut(Finding)) -> Result<()>;
 
-    /// How often the kernel had more to say than it could hear, so that it read all anew; `None` where that cannot be.
+    /// How often the kernel had more to say than it could hear; `None` where that cannot be.
     fn resyncs(&self) -> Option<u64> {
         None
     }

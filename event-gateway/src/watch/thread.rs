@@ -19,7 +19,7 @@ const PACE: Duration = Duration::from_millis(100);
 
 const RESYNCS: MetricDef = MetricDef::counter(
     "kpulse_watch_resyncs_total",
-    "Times that the kernel had more to tell than its socket holds, so that the probe read all anew.",
+    "Times that the kernel had more to tell than its socket or its log holds: devices are read anew, lines are lost.",
     &[Label::Named("probe")],
 );
 
