@@ -15,10 +15,10 @@ bench: ## measure what kpulse costs on this machine
 	@packaging/setup.sh build
 	@tests/overhead/run.sh
 
-soak: ## 10,000 containers come and go under a scraped exporter, 50,000 threads stay (root needed)
+soak: ## 10,000 containers come and go under a scraped exporter, 50,000 threads stay, a browser browses (root needed)
 	@packaging/setup.sh build
 	cargo build --quiet --workspace
-	KPULSE_SOAK_CONTAINERS=$(or $(CONTAINERS),10000) cargo test --quiet -p kpulse-tests --test soak -- --nocapture
+	KPULSE_SOAK_CONTAINERS=$(or $(CONTAINERS),10000) KPULSE_SOAK_QUIET_SECONDS=$(or $(QUIET),600) cargo test --quiet -p kpulse-tests --test soak -- --nocapture
 
 lint: ## check format and lints only
 	@packaging/setup.sh test

@@ -1,6 +1,7 @@
 //! A machine with very many threads and sockets: every collector answers in time, and the memory of both programs that
 //! keep facts of tasks stays bounded.
 
+use crate::gateway;
 use crate::page::Page;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load::Worker;
@@ -97,13 +98,8 @@ fn fifty_thousand_threads_and_ten_thousand_sockets_are_counted_in_time() {
     let address = exporter.logged("message=listening", "address");
     exporter.line("message=ready");
     let state = tempfile::tempdir().unwrap();
-    let mut gateway = command(binary("kpulse-event-gateway"));
-    gateway.arg("run").env("KPULSE_STATE_DIR", state.path());
-    gateway.env("KPULSE_GATEWAY__WEB__LISTEN_ADDRESS", "127.0.0.1:0");
-    gateway.env("KPULSE_GATEWAY__API__LISTEN_ADDRESS", "127.0.0.1:0");
-    let gateway = Service::start(&mut gateway);
+    let gateway = gateway::start(state.path());
     let api = gateway.logged("message=listening", "api");
-    gateway.line("message=ready");
     scrape(&exporter, &address);
     let at_rest = [exporter.pid(), gateway.pid()].map(rss_kib);
 

@@ -1,12 +1,14 @@
 //! More than a machine has on a usual day: containers that come and go by the thousand under an exporter that is scraped
-//! meanwhile, and crowds of threads and sockets.
+//! meanwhile, crowds of threads and sockets, and connections without a fault for long.
 //!
 //! Needs root. `make test` takes 1,000 containers, `make soak` 10,000: KPULSE_SOAK_CONTAINERS says how many.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
 mod churn;
 mod crowd;
+mod gateway;
 mod page;
+mod quiet;
 
 use churn::{Churn, Scrapes};
 use kpulse_tests::process::{Service, command};
