@@ -1,13 +1,15 @@
 //! When did it happen? Turns the kernel's boot clock into wall-clock time.
 //!
 //! Kernel programs stamp records with `CLOCK_BOOTTIME`, which no administrator and no NTP daemon sets. The distance
-//! to the wall clock is estimated anew every ten seconds, so that a step of the wall clock reaches new events soon
-//! and nothing is ever computed from the two clocks' difference at start-up alone.
+//! to the wall clock is estimated anew every ten seconds, and at once when the wall clock was set.
 
 use std::time::{Duration, SystemTime};
 
 /// Age at which the distance between the clocks is estimated anew.
 const ESTIMATE_FOR: Duration = Duration::from_secs(10);
+/// The wall clock was set when the distance is off by more than this; a preemption between two readings may look like
+/// it, and costs another estimate.
+const STEP: Duration = Duration::from_millis(100);
 /// Readings per estimate; the one least disturbed counts.
 const READINGS: usize = 5;
 
@@ -93,7 +95,10 @@ impl<R: ClockRead> Clock<R> {
 
     /// The wall-clock time of a boot-clock stamp.
     pub fn wall(&mut self, boot_ns: u64) -> SystemTime {
-        if self.clocks.boot_ns().saturating_sub(self.estimated_at_ns) >= ESTIMATE_FOR.as_nanos() as u64 {
+        let now_ns = self.clocks.boot_ns();
+        let distance_ns = i128::from(self.clocks.real_ns()) - i128::from(now_ns);
+        let is_old = now_ns.saturating_sub(self.estimated_at_ns) >= ESTIMATE_FOR.as_nanos() as u64;
+        if is_old || distance_ns.abs_diff(self.distance_ns) > STEP.as_nanos() {
             (self.distance_ns, self.estimated_at_ns) = estimate(&self.clocks);
         }
         let wall_ns = i128::from(boot_ns) + self.distance_ns;
@@ -160,20 +165,22 @@ mod tests {
     }
 
     #[test]
-    fn an_ntp_step_reaches_events_within_ten_seconds() {
+    fn a_step_of_the_wall_clock_reaches_the_next_event_and_a_slow_change_one_in_ten_seconds() {
         let clocks = scripted(100 * SECOND, 1_000 * SECOND);
         let mut clock = Clock::with(&clocks);
         let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         assert_eq!(seconds(clock.wall(90 * SECOND)), 990);
         clocks.boot.set(105 * SECOND);
-        clocks.real.set(5_005 * SECOND);
+        clocks.real.set(1_005 * SECOND - SECOND / 20);
         assert_eq!(seconds(clock.wall(105 * SECOND)), 1_005, "still the estimate of five seconds ago");
         clocks.boot.set(110 * SECOND);
+        clocks.real.set(1_010 * SECOND - SECOND / 20);
+        assert_eq!(seconds(clock.wall(110 * SECOND)), 1_009);
         clocks.real.set(5_010 * SECOND);
-        assert_eq!(seconds(clock.wall(110 * SECOND)), 5_010);
-        clocks.boot.set(121 * SECOND);
-        clocks.real.set(21 * SECOND);
-        assert_eq!(seconds(clock.wall(121 * SECOND)), 21, "a step back, before the boot");
+        assert_eq!(seconds(clock.wall(110 * SECOND)), 5_010, "a step");
+        clocks.boot.set(111 * SECOND);
+        clocks.real.set(11 * SECOND);
+        assert_eq!(seconds(clock.wall(111 * SECOND)), 11, "a step back, before the boot");
         assert_eq!(seconds(clock.wall(99 * SECOND)), 0, "nothing is before 1970");
     }
 

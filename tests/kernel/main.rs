@@ -5,6 +5,7 @@
 
 mod block_io;
 mod burn;
+mod clock_step;
 mod compaction;
 mod cpu_sample;
 mod direct_reclaim;
