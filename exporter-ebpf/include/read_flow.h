@@ -11,19 +11,21 @@
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
 #define NO_HEADER 0xffff
+#define FRAGMENT_OFFSET 0x1fff
 
 struct packet {
 	__u16 ethertype;
 	__u8 ip_version; /* 0 for what is not IP */
 	__u8 protocol;
 	unsigned char *network; /* start of the IP header */
-	unsigned char *transport; /* NULL where there is none */
+	unsigned char *transport; /* NULL where there is none: the first fragment has it, the others have not */
 };
 
 static __always_inline void read_packet(struct sk_buff *skb, struct packet *packet)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
 	__u16 network = BPF_CORE_READ(skb, network_header), transport = BPF_CORE_READ(skb, transport_header);
+	__be16 fragment = 0;
 	__u8 first = 0;
 
 	packet->ethertype = __builtin_bswap16(BPF_CORE_READ(skb, protocol));
@@ -32,8 +34,10 @@ static __always_inline void read_packet(struct sk_buff *skb, struct packet *pack
 	if (packet->ethertype == ETHERTYPE_IPV4 && first >> 4 == 4) {
 		packet->ip_version = 4;
 		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 9);
+		bpf_probe_read_kernel(&fragment, sizeof(fragment), packet->network + 6);
 		/* Before the stack has set it, the transport header follows the IP header. */
-		packet->transport = packet->network + (first & 0xf) * 4;
+		if (!(__builtin_bswap16(fragment) & FRAGMENT_OFFSET))
+			packet->transport = packet->network + (first & 0xf) * 4;
 	} else if (packet->ethertype == ETHERTYPE_IPV6 && first >> 4 == 6) {
 		packet->ip_version = 6;
 		bpf_probe_read_kernel(&packet->protocol, 1, packet->network + 6);
@@ -55,7 +59,7 @@ static __always_inline void flow_of_packet(struct flow *flow, struct packet *pac
 		bpf_probe_read_kernel(flow->source, 16, packet->network + 8);
 		bpf_probe_read_kernel(flow->destination, 16, packet->network + 24);
 	}
-	flow->has_ports = packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP;
+	flow->has_ports = packet->transport && (packet->protocol == PROTOCOL_TCP || packet->protocol == PROTOCOL_UDP);
 	if (flow->has_ports)
 		bpf_probe_read_kernel(ports, sizeof(ports), packet->transport);
 	flow->source_port = __builtin_bswap16(ports[0]);

@@ -4,10 +4,10 @@ use super::*;
 use kpulse_common::packet_filter::PacketFilter;
 use kpulse_common::thresholds::Thresholds;
 use kpulse_tests::cgroup::Cgroup;
-use kpulse_tests::network;
+use kpulse_tests::{network, until};
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 const NAME: &str = "packet_drop";
@@ -115,6 +115,42 @@ fn an_event_tells_flow_reason_and_stack_of_ipv4() {
 fn an_event_tells_flow_reason_and_stack_of_ipv6() {
     needs_root!();
     event_tells_the_flow("::1");
+}
+
+/// Sends the second half of a datagram alone, for which the kernel waits in vain.
+fn send_second_fragment(destination: Ipv4Addr) -> std::io::Result<Vec<u64>> {
+    std::fs::write("/proc/sys/net/ipv4/ipfrag_time", "1")?;
+    // The kernel fills in length, number, source and checksum; the offset is one unit of 8 bytes.
+    let mut packet = [0; 36];
+    (packet[0], packet[7], packet[8], packet[9]) = (0x45, 1, 64, 17);
+    packet[16..20].copy_from_slice(&destination.octets());
+    // What a reader that knows of no fragments takes for ports.
+    packet[20..24].copy_from_slice(&[0x11; 4]);
+    let socket = network::raw_socket()?;
+    until("the end of waiting", || {
+        network::send_raw(&socket, &packet, destination).ok()?;
+        thread::sleep(Duration::from_millis(300));
+        network::counter("Ip", "ReasmTimeout").ok().filter(|timeouts| *timeouts >= 3)
+    });
+    Ok(Vec::new())
+}
+
+#[test]
+fn a_fragment_that_is_not_the_first_tells_no_ports() {
+    needs_root!();
+    let destination = Ipv4Addr::new(127, 0, 9, 9);
+    let mut set = load(NAME, &wanting(Want::Events));
+    let mut events = set.take_events().expect("the rings open");
+    network::in_namespace(None, || send_second_fragment(destination)).expect("fragments can be sent");
+    let facts = drain_for(&mut events, Duration::from_millis(200));
+    let is_ours = |fact: &&Fact| fact.body["destination"]["ip"] == destination.to_string();
+    let ours: Vec<_> = facts.iter().filter(is_ours).collect();
+    assert!(!ours.is_empty(), "{facts:?}");
+    for fact in ours {
+        assert_eq!(fact.body["protocol"], "udp");
+        let ports = [&fact.body["source"]["port"], &fact.body["destination"]["port"]];
+        assert!(ports.iter().all(|port| port.is_null()), "{fact:?}");
+    }
 }
 
 #[test]

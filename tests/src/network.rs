@@ -4,7 +4,7 @@ use crate::cgroup::Cgroup;
 use crate::load;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Runs `work` in a child with a network namespace of its own, and gives the numbers that it returned.
@@ -119,6 +119,28 @@ pub fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
         let fd = checked(libc::socket(libc::AF_INET, kind | libc::SOCK_CLOEXEC, 0))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// A socket that sends packets of IPv4 with the headers that they are given.
+pub fn raw_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved, and the descriptor is owned by nothing else.
+    unsafe {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        Ok(OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_INET, kind, libc::IPPROTO_RAW))?))
+    }
+}
+
+/// Sends a packet as it is; the kernel fills in what is zero in its header.
+pub fn send_raw(socket: &impl AsRawFd, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: an all-zero address is valid, and the packet and the address live through the call.
+    let sent = unsafe {
+        let mut address: libc::sockaddr_in = std::mem::zeroed();
+        address.sin_family = libc::AF_INET as u16;
+        address.sin_addr.s_addr = u32::from_ne_bytes(to.octets());
+        let (to, length) = (&raw const address, size_of_val(&address) as libc::socklen_t);
+        libc::sendto(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, to.cast(), length)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Connects, and waits for that as long as the kernel does.

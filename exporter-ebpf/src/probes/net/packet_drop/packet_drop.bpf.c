@@ -89,7 +89,7 @@ static __always_inline void fill_tcp(struct packet_drop_record *record, struct p
 	__be32 seq = 0;
 
 	record->tcp_flags = 0;
-	if (packet->protocol == PROTOCOL_TCP) {
+	if (packet->protocol == PROTOCOL_TCP && packet->transport) {
 		bpf_probe_read_kernel(&seq, sizeof(seq), packet->transport + 4);
 		bpf_probe_read_kernel(&record->tcp_flags, 1, packet->transport + 13);
 	}

@@ -225,7 +225,7 @@ int BPF_PROG(kfree_skb_with_reason, struct sk_buff *skb, void *location, __u32 r
 	if (is_unspecified(reason))
 		return 0;
 	read_packet(skb, &packet);
-	if (!packet.ip_version || packet.protocol != PROTOCOL_TCP)
+	if (!packet.transport || packet.protocol != PROTOCOL_TCP)
 		return 0;
 	bpf_probe_read_kernel(&header, sizeof(header), packet.transport);
 	if (!has_number(skb, &packet, &header))
