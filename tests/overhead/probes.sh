@@ -65,13 +65,17 @@ bench_probes() {
 TELL_ALL='runqueue_latency: {min_wait: 1ns}, block_io: {min_d2c: 1ns, min_q2c: 1ns}, softirq: {min_delay: 1ns},
   task_state: {min_stuck: 1ns}, tcp_connect: {min_handshake: 1ns}, direct_reclaim: {min_duration: 1ns}'
 
-# events_costs PASS WHAT THRESHOLDS: the costs of the gateway's probes under load, into $work/PASS-before and -after.
+# events_costs PASS WHAT THRESHOLDS [TARGET]: the costs of the gateway and its probes under load, into $work/PASS-before and
+# -after.
 events_costs() {
+	local begin cpu
 	echo "thresholds: {$3}" >"$work/gateway.yaml"
 	KPULSE_STATE_DIR=$work/state start "http://$address/-/ready" "$release/kpulse-event-gateway" run \
 		--config.file "$work/gateway.yaml" --web.listen-address "$address" --api.listen-address 127.0.0.1:10891 || return
 	load_probes
+	begin=$EPOCHREALTIME cpu=$(cpu_ms)
 	probe_costs "$2" "" || return
+	row "  the gateway itself meanwhile, of a core" "$(calculate "($(cpu_ms) - $cpu) / ($EPOCHREALTIME - $begin) / 10")" % "${4:-}"
 	mv "$work/before" "$work/$1-before"
 	mv "$work/after" "$work/$1-after"
 	stop_all
@@ -83,7 +87,7 @@ bench_events() {
 	echo "bench: what events cost, three times half a minute" >&2
 	events_costs quiet "events, below every threshold" "" || return
 	events_costs kept "events, above every threshold, kept back by the rate limit" \
-		"$TELL_ALL, rate_limit: {events_per_second: 1, burst: 1}" || return
+		"$TELL_ALL, rate_limit: {events_per_second: 1, burst: 1}" 5 || return
 	events_costs told "events, above every threshold, 2,000 a second let through" \
 		"$TELL_ALL, rate_limit: {events_per_second: 2000, burst: 2000}" || return
 	{
