@@ -68,6 +68,8 @@ pub struct Probe {
     pub metrics: &'static [MetricDef],
     /// The events that its ring carries.
     pub events: &'static [EventDef],
+    /// Whether its programs run in an interrupt, which then is no part of its stacks.
+    pub in_interrupt: bool,
     /// What has to live, and to be looked after, for as long as its ring is read.
     pub upkeep: Option<MakeUpkeep>,
     /// Makes the reader of the probe's maps.
@@ -94,6 +96,7 @@ impl Probe {
         is_default: true,
         metrics: &[],
         events: &[],
+        in_interrupt: false,
         upkeep: None,
         collector: None,
         samples: false,

@@ -70,6 +70,7 @@ pub struct Loss {
 struct Ring {
     probe: &'static str,
     event: &'static EventDef,
+    in_interrupt: bool,
     names: Names,
     hierarchy: Hierarchy,
     ring: RingBuf<MapData>,
@@ -110,6 +111,7 @@ fn open_ring(loaded: &mut Loaded, names: Names) -> Result<Option<Ring>, ProbeErr
     Ok(Some(Ring {
         probe: loaded.probe.name,
         event,
+        in_interrupt: loaded.probe.in_interrupt,
         names,
         hierarchy: loaded.hierarchy,
         ring,
@@ -206,11 +208,21 @@ impl EventStream {
     }
 }
 
-/// Whether a frame on top of a stack is our program and what called it, not the kernel's story.
-fn is_own_frame(function: &str) -> bool {
-    const PREFIXES: [&str; 5] =
-        ["bpf_prog_", "bpf_trace_run", "bpf_get_stack", "__bpf_trace_", "__traceiter_"];
-    PREFIXES.iter().any(|prefix| function.starts_with(prefix))
+/// Functions of our programs and of what calls them.
+const OWN: [&str; 5] = ["bpf_prog_", "bpf_trace_run", "bpf_get_stack", "__bpf_trace_", "__traceiter_"];
+/// Where an interrupt begins, on x86 and on arm64.
+const INTERRUPT_ENTRIES: [&str; 4] = ["asm_sysvec_", "asm_common_interrupt", "el1_irq", "el1h_64_irq"];
+
+/// How many frames on top of a stack are our program and what called it, not the kernel's story.
+fn own_frames(stack: &[String], in_interrupt: bool) -> usize {
+    let begins_with =
+        |function: &String, prefixes: &[&str]| prefixes.iter().any(|it| function.starts_with(it));
+    let entry = stack.iter().position(|function| in_interrupt && begins_with(function, &INTERRUPT_ENTRIES));
+    // What interrupted a program outside the kernel has nothing below it.
+    entry
+        .map(|entry| entry + 1)
+        .filter(|below| *below < stack.len())
+        .unwrap_or_else(|| stack.iter().take_while(|function| begins_with(function, &OWN)).count())
 }
 
 impl Ring {
@@ -227,8 +239,7 @@ impl Ring {
             body[field] = name.into();
         }
         kernel_stack.truncate(header.stack.len());
-        let own = kernel_stack.iter().take_while(|function| is_own_frame(function)).count();
-        kernel_stack.drain(..own);
+        kernel_stack.drain(..own_frames(&kernel_stack, self.in_interrupt));
         Fact {
             probe: self.probe,
             kind: kind.unwrap_or(self.event.kind),
@@ -255,5 +266,23 @@ impl Ring {
         let total = header.suppressed_total;
         let before = self.suppressed_before.insert(header.cgroup_id, total).unwrap_or(0);
         total.checked_sub(before).unwrap_or(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_frames;
+
+    #[test]
+    fn a_stack_begins_below_our_program_and_below_the_interrupt_that_it_runs_in() {
+        let own = |stack: &[&str], in_interrupt| {
+            own_frames(&stack.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>(), in_interrupt)
+        };
+        let traced = ["bpf_prog_1", "bpf_trace_run2", "kfree_skb", "udp_rcv"];
+        assert_eq!((own(&traced, false), own(&traced, true)), (2, 2));
+        let timer = ["bpf_prog_1", "hrtimer_interrupt", "asm_sysvec_apic_timer_interrupt", "fill_slab"];
+        assert_eq!((own(&timer, false), own(&timer, true)), (1, 3));
+        assert_eq!(own(&timer[..3], true), 1, "it interrupted no kernel function");
+        assert_eq!(own(&[], true), 0);
     }
 }

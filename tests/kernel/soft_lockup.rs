@@ -70,6 +70,7 @@ fn a_cpu_that_stays_in_the_kernel_is_one_lockup_and_busy_programs_are_none() {
     let [lockup] = facts.as_slice() else { panic!("{facts:?}") };
     assert_eq!((lockup.comm.as_str(), lockup.cpu), ("burn-kernel", Some(0)));
     assert!(lockup.value_ns >= lockup.threshold_ns && !lockup.kernel_stack.is_empty(), "{lockup:?}");
+    assert!(!lockup.kernel_stack[0].contains("hrtimer"), "{lockup:?}");
     assert_sum_closes(telling, &mut events, 1);
     if burn::is_guest() {
         assert!(log.lines_with("soft lockup") > 0, "the kernel's watchdog says nothing of {burnt:?}");

@@ -48,6 +48,7 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { late: maps.table("late")? }))),
+    in_interrupt: true,
     ..Probe::EMPTY
 };
 

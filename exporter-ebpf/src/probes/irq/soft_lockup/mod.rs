@@ -38,6 +38,7 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { stretches: maps.table("stretches")? }))),
+    in_interrupt: true,
     ..Probe::EMPTY
 };
 
