@@ -3,7 +3,7 @@
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::disk::{Loop, Mount};
-use kpulse_tests::{load, skip};
+use kpulse_tests::{is_guest, load, skip};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -24,7 +24,7 @@ enum Device {
 impl Device {
     fn find() -> Option<Self> {
         let empty = Path::new("/dev/vda");
-        if std::env::var_os("KPULSE_MATRIX").is_some() && empty.exists() {
+        if is_guest() && empty.exists() {
             return Some(Self::Disk(empty.into()));
         }
         Loop::with_size(16 << 20).ok().map(Self::Loop)

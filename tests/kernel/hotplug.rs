@@ -2,7 +2,7 @@
 
 use super::*;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::CpuSamples;
-use kpulse_tests::{load, skip, until};
+use kpulse_tests::{load, until};
 use std::fs;
 
 const CPU: usize = 1;
@@ -39,11 +39,7 @@ fn is_sampled(samples: &mut CpuSamples) -> bool {
 
 #[test]
 fn a_cpu_that_comes_back_is_sampled_again() {
-    needs_root!();
-    if std::env::var_os("KPULSE_MATRIX").is_none() {
-        skip(module_path!(), "this machine's CPUs are not a test's to take away");
-        return;
-    }
+    needs_guest!("this machine's CPUs are not a test's to take away");
     let mut set = load("cpu_sample", &LoadOptions { sample_hz: 99, ..wanting(Want::Samples) });
     let mut samples = CpuSamples::open(&mut set).expect("the maps open");
     assert!(is_sampled(&mut samples));
@@ -53,11 +49,7 @@ fn a_cpu_that_comes_back_is_sampled_again() {
 
 #[test]
 fn probes_count_on_while_a_cpu_is_away() {
-    needs_root!();
-    if std::env::var_os("KPULSE_MATRIX").is_none() {
-        skip(module_path!(), "this machine's CPUs are not a test's to take away");
-        return;
-    }
+    needs_guest!("this machine's CPUs are not a test's to take away");
     const SWITCHES: &str = "kpulse_context_switches_total";
     let mut set = load("runqueue_latency", &wanting(Want::Metrics));
     let switches = |set: &mut ProbeSet| {

@@ -174,3 +174,15 @@ macro_rules! needs_root {
     };
 }
 use needs_root;
+
+/// As `needs_root`, for what is done to no other machine.
+macro_rules! needs_guest {
+    ($why:literal) => {
+        needs_root!();
+        if !kpulse_tests::is_guest() {
+            kpulse_tests::skip(module_path!(), $why);
+            return;
+        }
+    };
+}
+use needs_guest;

@@ -83,11 +83,7 @@ fn a_container_over_its_limit_counts_its_kills() {
 
 #[test]
 fn a_machine_without_memory_counts_a_global_kill() {
-    needs_root!();
-    if std::env::var_os("KPULSE_MATRIX").is_none() {
-        skip(module_path!(), "only a guest of the matrix may run out of memory");
-        return;
-    }
+    needs_guest!("only a guest of the matrix may run out of memory");
     let container = Cgroup::container("memory", 0xd2).expect("a cgroup can be made");
     let mut set = load(NAME, &wanting(Want::Metrics));
     let before = kills().expect("vmstat counts kills");

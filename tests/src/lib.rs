@@ -46,6 +46,11 @@ pub fn skip(test: &str, why: &str) {
     println!("SKIP {test}: {why}");
 }
 
+/// Whether this machine is a guest of the kernel matrix, which is there for the tests alone.
+pub fn is_guest() -> bool {
+    std::env::var_os("KPULSE_MATRIX").is_some()
+}
+
 /// Whether this is root, as most kernel facts need.
 pub fn is_root() -> bool {
     // SAFETY: geteuid has no preconditions and cannot fail.

@@ -6,6 +6,7 @@ use kpulse_exporter_ebpf::hook::{Hook, tp_btf};
 use kpulse_exporter_ebpf::maps::{Maps, Table};
 use kpulse_exporter_ebpf::probe::Kernel;
 use kpulse_exporter_ebpf::{Collector, ProbeError};
+pub use kpulse_tests::is_guest;
 
 const BURNS: MetricDef = MetricDef::counter("burns_total", "Burns begun.", &[]);
 const BURNT: MetricDef = MetricDef::counter("burnt_nanoseconds_total", "Time burnt.", &[]);
@@ -62,11 +63,6 @@ pub static HARDIRQ: Probe = Probe {
     globals: || vec![("burn_ns", 40_000_000)],
     ..BURN
 };
-
-/// Whether this kernel runs for the tests alone.
-pub fn is_guest() -> bool {
-    std::env::var_os("KPULSE_MATRIX").is_some()
-}
 
 /// A burner in the kernel; dropping it takes it out.
 pub struct Burner {
