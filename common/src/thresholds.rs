@@ -172,11 +172,14 @@ pub struct TaskState {
     /// In uninterruptible sleep: 1 s is beyond what a healthy disk or lock takes.
     #[serde(with = "humantime_serde")]
     pub min_stuck: Duration,
+    /// Stopped over a cgroup's `memory.high`: 100 ms is felt by the request that the task serves.
+    #[serde(with = "humantime_serde")]
+    pub min_memory_stall: Duration,
 }
 
 impl Default for TaskState {
     fn default() -> Self {
-        Self { min_stuck: Duration::from_secs(1) }
+        Self { min_stuck: Duration::from_secs(1), min_memory_stall: Duration::from_millis(100) }
     }
 }
 

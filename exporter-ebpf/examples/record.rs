@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     options.thresholds.soft_lockup.min_duration = shortest;
     options.thresholds.compaction.min_duration = shortest;
     options.thresholds.task_state.min_stuck = shortest;
+    options.thresholds.task_state.min_memory_stall = shortest;
     // Only of readers: on the way to a socket there is mostly no task to name.
     options.thresholds.receive.min_to_user = shortest;
     let mut set = ProbeSet::load(&[probe], &options);

@@ -73,6 +73,7 @@ struct cgroup {
 
 struct cgroup_subsys_state {
 	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
 };
 
 struct css_set {
@@ -266,6 +267,7 @@ struct page_counter {
 	struct {
 		__s64 counter;
 	} usage;
+	unsigned long high;
 	unsigned long max;
 };
 

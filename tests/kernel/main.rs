@@ -16,6 +16,7 @@ mod jbd2;
 mod kswapd;
 mod loader;
 mod map_pressure;
+mod memory_stall;
 mod oom_kill;
 mod packet_drop;
 mod policy;

@@ -2,13 +2,14 @@
 
 use crate::collect::{HistogramByContainer, other};
 use crate::error::ProbeError;
-use crate::features::Feature;
+use crate::features::{Feature, page_bytes};
 use crate::hook::{Hook, iter, raw_tp, tp_btf};
-use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::maps::{Maps, Table};
+use crate::probe::{Collector, EventDef, Kernel, Probe};
 use crate::probes::{abi, bpf_object};
-use crate::record::{Decoded, Header, Names, comm, view};
+use crate::record::{Decoded, Header, Names, comm, known, view};
 use crate::scan::Scan;
+use crate::symbols::function_ranges;
 use kpulse_common::container::{CgroupId, Hierarchy, Identities};
 use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Label, MetricDef, Samples, Value};
@@ -46,6 +47,14 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// A count that took long is kept for this many times as long: counting takes at most 5 % of a CPU.
 const INTERVAL_FACTOR: u32 = 20;
 
+/// What stops tasks over `memory.high`: without underscores in 6.12, with two in 6.18; and what compilers split off.
+const STALL_FUNCTIONS: [&str; 4] = [
+    "__mem_cgroup_handle_over_high",
+    "mem_cgroup_handle_over_high",
+    "__mem_cgroup_handle_over_high.cold",
+    "mem_cgroup_handle_over_high.cold",
+];
+
 /// See the module's documentation.
 pub const PROBE: Probe = Probe {
     name: "task_state",
@@ -71,15 +80,25 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "cpu",
     sized_by_containers: &[("slept", 1), ("tasks", abi::STATES)],
-    thresholds: |thresholds| vec![thresholds.task_state.min_stuck],
+    thresholds: |thresholds| vec![thresholds.task_state.min_stuck, thresholds.task_state.min_memory_stall],
+    prepare,
     metrics: &[SLEPT, UNMEASURED, TASKS, HUNG],
-    events: &[EventDef {
-        kind: "task_stuck",
-        help: "A task slept uninterruptibly for long, or the kernel found it hung.",
-        decode,
-        body: schema_of::<Body>,
-        names: |_| Names::new(),
-    }],
+    events: &[
+        EventDef {
+            kind: "task_stuck",
+            help: "A task slept uninterruptibly for long, or the kernel found it hung.",
+            decode,
+            body: schema_of::<Body>,
+            names: |_| Names::new(),
+        },
+        EventDef {
+            kind: "memory_stall",
+            help: "A task was stopped for long, since a cgroup used more memory than its `memory.high`.",
+            decode,
+            body: schema_of::<Stall>,
+            names: |_| Names::new(),
+        },
+    ],
     collector: Some(|maps, kernel| {
         let counter = kernel.has_hook("task").then(|| Scan::open(maps, "count_task")).transpose()?;
         let tasks = maps.table("tasks")?;
@@ -97,6 +116,14 @@ pub const PROBE: Probe = Probe {
     }),
     ..Probe::EMPTY
 };
+
+/// Tells the programs where tasks are stopped over `memory.high`; without, such a sleep is one like others.
+fn prepare(maps: &Maps, kernel: &Kernel<'_>) -> Result<(), ProbeError> {
+    let functions: Table<u32, abi::task_state_range> = maps.table("functions")?;
+    let ranges = function_ranges(kernel.paths, &STALL_FUNCTIONS).unwrap_or_default();
+    let ranges = ranges.iter().map(|range| abi::task_state_range { start: range.start, end: range.end });
+    (0..abi::FUNCTIONS).zip(ranges).try_for_each(|(index, range)| functions.set(&index, &range))
+}
 
 struct Reader {
     slept: HistogramByContainer,
@@ -193,11 +220,38 @@ struct Waker {
     name: String,
 }
 
+/// Fields of a stop over `memory.high`, beyond the common ones.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Stall {
+    /// The cgroup over its limit: the task's, or one above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limited_cgroup_id: Option<u64>,
+    /// Its `memory.high`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit_bytes: Option<u64>,
+    /// What it used when the task went on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage_bytes: Option<u64>,
+}
+
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::task_state_record = view(bytes)?;
+    if record.is_stall != 0 {
+        return decode_stall(&record);
+    }
     let is_hung = record.is_hung != 0;
     let waker = Waker { pid: record.other_tgid, tid: record.other_tid, name: comm(&record.other_comm) };
     Decoded::new(Header::from(&record.header), &Body { is_hung, waker: (!is_hung).then_some(waker) })
+}
+
+fn decode_stall(record: &abi::task_state_record) -> Result<Decoded, ProbeError> {
+    let in_bytes = |pages| known(pages).map(|pages| pages.saturating_mul(page_bytes().into()));
+    let body = Stall {
+        limited_cgroup_id: (record.limited_cgroup_id != 0).then_some(record.limited_cgroup_id),
+        limit_bytes: in_bytes(record.limit_pages),
+        usage_bytes: in_bytes(record.usage_pages),
+    };
+    Ok(Decoded { kind: Some("memory_stall"), ..Decoded::new(Header::from(&record.header), &body)? })
 }
 
 #[cfg(test)]
@@ -212,5 +266,13 @@ mod tests {
         let json = include_str!("fixtures/task_stuck.json");
         let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
         assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
+    }
+
+    #[test]
+    fn a_real_record_of_a_stop_over_a_limit_is_of_the_other_kind() {
+        let hex = include_str!("fixtures/memory_stall.hex");
+        let json = include_str!("fixtures/memory_stall.json");
+        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), hex, json);
+        assert_eq!(decoded.kind, Some("memory_stall"));
     }
 }

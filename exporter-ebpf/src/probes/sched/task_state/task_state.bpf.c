@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Task states: how long tasks slept uninterruptibly (D), how many tasks are in which state, and which ones the kernel
- * itself finds hung.
+ * itself finds hung, or stops since their cgroup is over its memory.high.
  * Hooks: sched_switch, sched_wakeup, sched_process_hang, and the iterator over tasks. Key: the task's cgroup.
  */
 #include "probe.h"
@@ -11,6 +11,13 @@
 #include "ring.h"
 #include "task_since.h"
 #include "task_state.h"
+
+/* The function over memory.high is among the innermost frames, behind those of the scheduler. */
+#define STALL_FRAMES 8
+/* How far up from the task's cgroup a limit is looked for. */
+#define LEVELS 16
+/* More than any machine has: the kernel's number for no limit is larger. */
+#define NO_LIMIT_PAGES (1ULL << 46)
 
 /* Numbers of include/linux/sched.h that are the same since 4.14. */
 #define TASK_INTERRUPTIBLE 0x1
@@ -37,6 +44,28 @@ struct {
 	__type(key, __u32);
 	__type(value, struct task_state_value);
 } totals SEC(".maps");
+
+/* Set by the loader from kallsyms. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FUNCTIONS);
+	__type(key, __u32);
+	__type(value, struct task_state_range);
+} functions SEC(".maps");
+
+/* Frames found are counted here and not in a variable, whose values the verifier would follow through the loop. */
+struct task_stack {
+	__u64 addresses[STALL_FRAMES];
+	__u64 frames;
+};
+
+/* Tasks are woken with interrupts off. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct task_stack);
+} stacks SEC(".maps");
 
 static __always_inline struct task_state_value *totals_here(void)
 {
@@ -66,9 +95,10 @@ static __always_inline __u64 slept_since(__u64 begin_ns)
 }
 
 /* A record of a task that is not the current one; the current one wakes it, or has found it hung. */
-static __always_inline struct task_state_record *reserve(struct task_struct *task, __u64 cgroup_id, __u64 slept_ns)
+static __always_inline struct task_state_record *reserve(struct task_struct *task, __u64 cgroup_id, __u32 threshold,
+							 __u64 slept_ns)
 {
-	struct task_state_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_STUCK, slept_ns);
+	struct task_state_record *record = ring_reserve(sizeof(*record), cgroup_id, threshold, slept_ns);
 
 	if (!record)
 		return NULL;
@@ -80,8 +110,70 @@ static __always_inline struct task_state_record *reserve(struct task_struct *tas
 	record->header.tid = BPF_CORE_READ(task, pid);
 	bpf_core_read(record->header.comm, COMM_BYTES, &task->comm);
 	record->is_hung = 0;
-	record->_pad = 0;
+	record->is_stall = 0;
+	record->limited_cgroup_id = 0;
+	record->limit_pages = record->usage_pages = UNKNOWN_U64;
 	return record;
+}
+
+/* Whether the kernel stopped the task since a cgroup was over its memory.high: only the stack tells. */
+static __always_inline bool is_stall(struct task_struct *task)
+{
+	__u32 body_index = 0, cold_index = 1, zero = 0;
+	struct task_state_range *body = bpf_map_lookup_elem(&functions, &body_index);
+	struct task_state_range *cold = bpf_map_lookup_elem(&functions, &cold_index);
+	struct task_stack *stack = bpf_map_lookup_elem(&stacks, &zero);
+
+	if (!body || !cold || !stack || !body->start)
+		return false;
+	stack->frames = 0;
+	long bytes = bpf_get_task_stack(task, stack->addresses, sizeof(stack->addresses), 0);
+	for (__u32 frame = 0; frame < STALL_FRAMES; frame++) {
+		if ((long)(frame * sizeof(__u64)) >= bytes)
+			break;
+		__u64 address = stack->addresses[frame];
+		if ((address >= body->start && address < body->end) || (address >= cold->start && address < cold->end))
+			stack->frames++;
+	}
+	return stack->frames;
+}
+
+/* The nearest cgroup over its limit; where others gave memory back meanwhile, the nearest with one. */
+static __always_inline void find_limit(struct task_state_record *record, struct task_struct *task)
+{
+	struct css_set *set = BPF_CORE_READ(task, cgroups);
+	struct cgroup_subsys_state *css = NULL;
+
+	if (bpf_core_enum_value_exists(enum cgroup_subsys_id, memory_cgrp_id))
+		bpf_probe_read_kernel(&css, sizeof(css),
+				      &set->subsys[bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) & 15]);
+	for (__u32 level = 0; css && level < LEVELS; level++) {
+		/* The part that all controllers share is the first of the memory controller's own. */
+		struct mem_cgroup *group = (void *)css;
+		__u64 usage = BPF_CORE_READ(group, memory.usage.counter), limit = BPF_CORE_READ(group, memory.high);
+		if (limit < NO_LIMIT_PAGES && (usage > limit || !record->limited_cgroup_id)) {
+			record->limited_cgroup_id = BPF_CORE_READ(css, cgroup, kn, id);
+			record->limit_pages = limit;
+			record->usage_pages = usage;
+			if (usage > limit)
+				break;
+		}
+		css = BPF_CORE_READ(css, parent);
+	}
+}
+
+static __always_inline struct task_state_record *reserve_woken(struct task_struct *task, __u64 cgroup_id,
+							       __u64 slept_ns)
+{
+	if (may_tell(THRESHOLD_STALL, slept_ns) && is_stall(task)) {
+		struct task_state_record *record = reserve(task, cgroup_id, THRESHOLD_STALL, slept_ns);
+		if (record) {
+			record->is_stall = 1;
+			find_limit(record, task);
+		}
+		return record;
+	}
+	return may_tell(THRESHOLD_STUCK, slept_ns) ? reserve(task, cgroup_id, THRESHOLD_STUCK, slept_ns) : NULL;
 }
 
 SEC("tp_btf/sched_switch")
@@ -101,8 +193,7 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 	__u64 slept_ns = slept_since(begin_ns), cgroup_id = task_cgroup_id(task, cpu_cgrp_id);
 	if (want_metrics)
 		time_by_cgroup(&slept, &cgroup_id, slept_ns);
-	struct task_state_record *record =
-		may_tell(THRESHOLD_STUCK, slept_ns) ? reserve(task, cgroup_id, slept_ns) : NULL;
+	struct task_state_record *record = reserve_woken(task, cgroup_id, slept_ns);
 	if (!record)
 		return 0;
 	/* It has not run yet, so its stack is still the one that it slept on. */
@@ -133,7 +224,7 @@ int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
 		time_by_cgroup(&slept, &cgroup_id, slept_ns);
 	/* Without the task's stack, which a bare pointer is not enough for. */
 	struct task_state_record *record =
-		may_tell(THRESHOLD_STUCK, slept_ns) ? reserve(task, cgroup_id, slept_ns) : NULL;
+		may_tell(THRESHOLD_STUCK, slept_ns) ? reserve(task, cgroup_id, THRESHOLD_STUCK, slept_ns) : NULL;
 	if (record)
 		bpf_ringbuf_submit(record, 0);
 	return 0;
@@ -156,7 +247,7 @@ int BPF_PROG(sched_process_hang, struct task_struct *task)
 	struct task_state_record *record = NULL;
 
 	if (want_events && begin_ns)
-		record = reserve(task, task_cgroup_id(task, cpu_cgrp_id), slept_since(begin_ns));
+		record = reserve(task, task_cgroup_id(task, cpu_cgrp_id), THRESHOLD_STUCK, slept_since(begin_ns));
 	if (record) {
 		record->is_hung = 1;
 		record->header.stack_bytes =

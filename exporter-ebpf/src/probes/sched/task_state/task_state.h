@@ -26,8 +26,18 @@ struct task_state_value {
 };
 _Static_assert(sizeof(struct task_state_value) == 16, "Rust reads this layout");
 
-/* Threshold of the event policy. */
+/* Where the kernel has what stops tasks over memory.high: the function, and a part that the compiler put elsewhere. */
+#define FUNCTIONS 2
+
+struct task_state_range {
+	__u64 start;
+	__u64 end;
+};
+_Static_assert(sizeof(struct task_state_range) == 16, "Rust writes this layout");
+
+/* Thresholds of the event policy. */
 #define THRESHOLD_STUCK 0
+#define THRESHOLD_STALL 1
 
 struct task_state_record {
 	struct record_header header; /* the task that slept, and what it slept in */
@@ -35,8 +45,11 @@ struct task_state_record {
 	__u32 other_tid;
 	__u8 other_comm[COMM_BYTES];
 	__u32 is_hung; /* 1 = it sleeps still */
-	__u32 _pad;
+	__u32 is_stall; /* 1 = it was stopped since a cgroup was over its memory.high */
+	__u64 limited_cgroup_id; /* that cgroup; 0 = not known */
+	__u64 limit_pages; /* UNKNOWN_U64 likewise */
+	__u64 usage_pages;
 };
-_Static_assert(sizeof(struct task_state_record) == 360, "Rust reads this layout");
+_Static_assert(sizeof(struct task_state_record) == 384, "Rust reads this layout");
 
 #endif
