@@ -102,40 +102,6 @@ fn the_store_answers_after_the_end(gateway: &Gateway, port: u16) {
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""));
 }
 
-/// Nobody reads the ring for seconds while the kernel drops more than it holds: what found no room is counted, and what
-/// comes afterwards is told.
-#[test]
-fn a_gateway_that_stood_still_accounts_for_every_drop_and_goes_on() {
-    if !is_root() {
-        return skip("a_gateway_that_stood_still", "needs root");
-    }
-    let gateway = Gateway::new();
-    let file = gateway.state.path().join("gateway.yaml");
-    let no_limit = "thresholds: {rate_limit: {events_per_second: 1000000000, burst: 1000000000}}\n";
-    std::fs::write(&file, no_limit).unwrap();
-    let mut running = Running::start(gateway.command("run").arg("--config.file").arg(&file));
-    if !running.tells_drops("a_gateway_that_stood_still") {
-        return;
-    }
-    running.service.signal(libc::SIGSTOP);
-    let stopped = Instant::now();
-    let mut dropped = 0;
-    while stopped.elapsed() < Duration::from_secs(5) {
-        drop_datagrams(500);
-        dropped += 500;
-    }
-    running.service.signal(libc::SIGCONT);
-    // Some kernels of sandboxes run no program for a packet in twenty.
-    running.accounts_for("packet_drop", dropped * 9 / 10);
-    let metrics = running.metrics();
-    let full = "kpulse_records_lost_total{probe=\"packet_drop\",reason=\"ring_full\"} ";
-    let lost = metrics.lines().find_map(|line| line.strip_prefix(full)).expect("the ring was full");
-    assert!(lost.parse::<u64>().unwrap() > 0, "{dropped} drops filled no ring");
-    let port = drop_datagrams(3);
-    until("events of what was dropped afterwards", || (running.drops(port).len() >= 2).then_some(()));
-    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
-}
-
 /// A container that is gone with its process before its event can be read: 10 ms is far less than a look takes.
 #[test]
 fn a_short_process_of_a_removed_container_is_named_whole() {

@@ -98,7 +98,7 @@ fn fifty_thousand_threads_and_ten_thousand_sockets_are_counted_in_time() {
     let address = exporter.logged("message=listening", "address");
     exporter.line("message=ready");
     let state = tempfile::tempdir().unwrap();
-    let gateway = gateway::start(state.path());
+    let gateway = gateway::start(&mut gateway::command(state.path(), "run"));
     let api = gateway.logged("message=listening", "api");
     scrape(&exporter, &address);
     let at_rest = [exporter.pid(), gateway.pid()].map(rss_kib);

@@ -12,9 +12,9 @@ pub fn command(state: &Path, subcommand: &str) -> Command {
     gateway
 }
 
-/// Runs it, and waits until its probes are loaded.
-pub fn start(state: &Path) -> Service {
-    let service = Service::start(&mut command(state, "run"));
+/// Starts it, and waits until its probes are loaded.
+pub fn start(command: &mut Command) -> Service {
+    let service = Service::start(command);
     service.line("message=ready");
     service
 }

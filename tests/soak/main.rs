@@ -1,5 +1,5 @@
 //! More than a machine has on a usual day: containers that come and go by the thousand under an exporter that is scraped
-//! meanwhile, crowds of threads and sockets, and connections without a fault for long.
+//! meanwhile, crowds of threads and sockets, connections without a fault for long, and drops that nobody reads for seconds.
 //!
 //! Needs root. `make test` takes 1,000 containers, `make soak` 10,000: KPULSE_SOAK_CONTAINERS says how many.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
@@ -9,6 +9,7 @@ mod crowd;
 mod gateway;
 mod page;
 mod quiet;
+mod stopped;
 
 use churn::{Churn, Scrapes};
 use kpulse_tests::process::{Service, command};

@@ -128,7 +128,7 @@ fn a_browsing_machine_has_no_drop_worth_an_event() {
         return skip("a_browsing_machine", "needs root");
     }
     let state = tempfile::tempdir().unwrap();
-    let running = gateway::start(state.path());
+    let running = gateway::start(&mut gateway::command(state.path(), "run"));
     let told = load::ask_child(None, || {
         network::isolate()?;
         browse_for(time_wanted())
