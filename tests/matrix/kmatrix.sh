@@ -12,6 +12,7 @@
 #   --modules "a b"        kernel modules to load first, with what they depend on
 #   --disk virtio|nvme|none  an empty 64 MiB disk                   (virtio)
 #   --nic vmxnet3|none     a network card that leads nowhere        (none)
+#   --machine pc|q35       q35 has PCI Express, and a root port     (pc)
 #   --smp N, --mem MIB     size of a guest                          (2, 768)
 #   --timeout SECONDS      of one guest                             (900)
 #   --stall SECONDS        without a word on its console            (180)
@@ -29,7 +30,7 @@ set -euo pipefail
 source "$(dirname "$0")/../../packaging/environment.sh"
 
 cache=${KPULSE_MATRIX_CACHE:-$CACHE/matrix}
-kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio nic=none smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
+kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio nic=none machine=pc smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
 binaries=() additions=() variables=()
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 work='' guests=()
@@ -52,6 +53,7 @@ parse() {
 		--modules) modules=$2 ;;
 		--disk) disk=$2 ;;
 		--nic) nic=$2 ;;
+		--machine) machine=$2 ;;
 		--smp) smp=$2 ;;
 		--mem) mem=$2 ;;
 		--timeout) limit=$2 ;;
@@ -274,7 +276,7 @@ boot() {
 	# Without cmpxchg16b, after which this qemu leaves garbage in EFLAGS: kernels that use it in the slab allocator
 	# (6.12) double-fault within seconds.
 	local arguments=(
-		-cpu 'max,-cx16' -m "$mem" -smp "$smp" -kernel "$1/vmlinuz" -initrd "$2" -nodefaults -no-reboot
+		-machine "$machine" -cpu 'max,-cx16' -m "$mem" -smp "$smp" -kernel "$1/vmlinuz" -initrd "$2" -nodefaults -no-reboot
 		-display none -monitor none -serial stdio
 		-append "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off tsc=reliable $layout"
 	)
@@ -288,6 +290,7 @@ boot() {
 	virtio) arguments+=(-device 'virtio-blk-pci,drive=disk') ;;
 	nvme) arguments+=(-device 'nvme,serial=kpulse,drive=disk') ;;
 	esac
+	[ "$machine" != q35 ] || arguments+=(-device pcie-root-port)
 	[ "$nic" = none ] || arguments+=(-netdev 'hubport,id=nowhere,hubid=0' -device "$nic,netdev=nowhere")
 	if [ "$disk" != none ]; then
 		truncate -s 64M "$2.disk"
