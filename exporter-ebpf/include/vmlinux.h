@@ -432,6 +432,25 @@ struct sk_buff {
 	char cb[48];
 };
 
+struct mce {
+	__u64 status;
+	__u64 misc;
+	__u64 addr;
+	__u64 mcgstatus;
+	__u64 ip;
+	__u8 cpuvendor;
+	__u8 bank;
+	__u32 extcpu;
+	__u32 socketid;
+	__u64 synd;
+	__u64 ipid;
+	__u32 microcode;
+};
+
+struct mce_hw_err {
+	struct mce m;
+};
+
 #ifdef __TARGET_ARCH_x86
 struct pt_regs {
 	unsigned long di;

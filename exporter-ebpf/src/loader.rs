@@ -23,7 +23,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// Kernel enumerations that probes name numbers by.
-const ENUMERATIONS: [&str; 3] = ["skb_drop_reason", "qdisc_drop_reason", "sk_rst_reason"];
+const ENUMERATIONS: [&str; 6] = [
+    "skb_drop_reason",
+    "qdisc_drop_reason",
+    "sk_rst_reason",
+    "hw_event_mc_err_type",
+    "mf_action_page_type",
+    "mf_result",
+];
 
 const PROBE_UP: MetricDef =
     MetricDef::gauge("kpulse_probe_up", "Whether the probe is attached.", &[Label::Named("probe")]);

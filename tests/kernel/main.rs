@@ -10,6 +10,7 @@ mod compaction;
 mod cpu_sample;
 mod direct_reclaim;
 mod hardirq;
+mod hardware_error;
 mod hotplug;
 mod irqs_off;
 mod jbd2;

@@ -9,6 +9,10 @@ pub mod fs {
     pub mod jbd2;
     pub mod xfs_log;
 }
+/// The hardware's own condition.
+pub mod hardware {
+    pub mod hardware_error;
+}
 /// Interrupts.
 pub mod irq {
     pub mod hardirq;
@@ -52,6 +56,7 @@ pub const ALL: &[&Probe] = &[
     &block::block_io::PROBE,
     &fs::jbd2::PROBE,
     &fs::xfs_log::PROBE,
+    &hardware::hardware_error::PROBE,
     &irq::hardirq::PROBE,
     &irq::irqs_off::PROBE,
     &irq::soft_lockup::PROBE,

@@ -1,0 +1,194 @@
+//! Errors of hardware that the kernel's own injectors make up, against what they were told to, in guests of the matrix:
+//! no machine in use can be given any.
+
+use super::*;
+use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::disk::Mount;
+use kpulse_tests::{load, skip, until};
+use serde_json::json;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const NAME: &str = "hardware_error";
+
+/// What the running kernel can tell of, by its own list of tracepoints.
+fn has_tracepoint(name: &str) -> bool {
+    let _tracefs = tracefs();
+    let groups = fs::read_dir("/sys/kernel/tracing/events").expect("tracefs is mounted").flatten();
+    groups.into_iter().any(|group| group.path().join(name).exists())
+}
+
+/// Returns from the test where nothing can be made up.
+macro_rules! needs_guest_with {
+    ($tracepoint:literal) => {
+        needs_root!();
+        if std::env::var_os("KPULSE_MATRIX").is_none() {
+            skip(module_path!(), "only guests of the kernel matrix are given errors of hardware");
+            return;
+        }
+        if !has_tracepoint($tracepoint) {
+            skip(module_path!(), concat!("this kernel has no tracepoint ", $tracepoint));
+            return;
+        }
+    };
+}
+
+/// The events of what happens meanwhile, as soon as there are so many.
+fn told(number: usize, happen: impl FnOnce()) -> Vec<Fact> {
+    let mut set = load(NAME, &wanting(Want::Events));
+    let mut events = set.take_events().expect("the rings open");
+    happen();
+    let mut facts = Vec::new();
+    until("event", || {
+        events.drain(&mut |fact| facts.push(fact));
+        (facts.len() >= number).then_some(())
+    });
+    assert_eq!(facts.len(), number, "{facts:?}");
+    assert_sum_closes(set, &mut events, number);
+    for fact in &facts {
+        assert_eq!((fact.kind, fact.value_ns), (NAME, None));
+    }
+    facts
+}
+
+#[test]
+fn every_tracepoint_that_the_kernel_has_is_attached() {
+    needs_root!();
+    let set = load(NAME, &wanting(Want::Events));
+    let status = &set.status()[0];
+    for hook in probe(NAME).hooks {
+        let is_attached = status.hooks.iter().any(|attached| attached.hook == hook.name);
+        assert_eq!(is_attached, has_tracepoint(hook.name), "{}: {:?}", hook.name, status.missing);
+    }
+}
+
+#[test]
+fn a_machine_check_is_an_event_with_its_registers() {
+    needs_guest_with!("mce_record");
+    let _debugfs = Mount::at(Path::new("debugfs"), Path::new("/sys/kernel/debug"), "debugfs", "");
+    let injector = Path::new("/sys/kernel/debug/mce-inject");
+    if !injector.exists() {
+        skip(module_path!(), "there is no mce-inject");
+        return;
+    }
+    // The last byte of what is written has to be the end of a line.
+    let set = |file: &str, value: &str| {
+        fs::write(injector.join(file), format!("{value}\n")).expect("root may inject");
+    };
+    let facts = told(2, || {
+        for status in ["0x9c00000000010090", "0xbe00000000800400"] {
+            set("flags", "sw");
+            set("cpu", "1");
+            set("status", status);
+            set("addr", "0x1234000");
+            set("misc", "0x8c");
+            // Injects.
+            set("bank", "4");
+        }
+    });
+    let [corrected, fatal] = &facts[..] else { panic!("{facts:?}") };
+    assert_eq!((&corrected.body["type"], &corrected.body["severity"]), (&json!("mce"), &json!("corrected")));
+    assert_eq!((&fatal.body["type"], &fatal.body["severity"]), (&json!("mce"), &json!("fatal")));
+    let mce = &corrected.body["mce"];
+    let expected = json!({
+        "cpu": 1, "bank": 4, "status": "0x9c00000000010090", "error_code": 0x90, "model_error_code": 1,
+        "address": "0x1234000", "misc": "0x8c", "overflow": false,
+    });
+    for (field, value) in expected.as_object().expect("it is an object") {
+        assert_eq!(&mce[field], value, "{field} of {mce}");
+    }
+    assert_eq!(fatal.body["mce"]["status"], "0xbe00000000800400");
+    assert_eq!((fatal.pid, fatal.cgroup, fatal.body.get("page")), (0, None, None));
+}
+
+/// A PCI Express root port that a driver looks after, as the kernel calls it.
+fn root_port() -> Option<String> {
+    let is_driven = |path: &PathBuf| {
+        fs::read_link(path.join("driver")).is_ok_and(|driver| driver.ends_with("pcieport"))
+            && path.join("aer_dev_correctable").exists()
+    };
+    let devices = fs::read_dir("/sys/bus/pci/devices").ok()?.flatten().map(|device| device.path());
+    devices.into_iter().find(is_driven)?.file_name()?.to_str().map(str::to_owned)
+}
+
+/// `struct aer_error_inj`, for a device of the first domain and bus.
+fn aer(port: &str, uncorrectable: u32, correctable: u32) -> Vec<u8> {
+    let place = port.strip_prefix("0000:00:").and_then(|place| place.split_once('.'));
+    let (device, function) = place.expect("a root port is on the first bus");
+    let number = |text| u8::from_str_radix(text, 16).expect("it is hexadecimal");
+    let words = [uncorrectable, correctable, 0x4a00_0001, 2, 3, 4, 0];
+    let mut bytes = vec![0, number(device), number(function), 0];
+    bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    bytes
+}
+
+#[test]
+fn an_error_of_pci_express_is_an_event_with_its_device() {
+    needs_guest_with!("aer_event");
+    let Some(port) = root_port() else {
+        skip(module_path!(), "there is no root port that reports errors");
+        return;
+    };
+    let Ok(injector) = File::options().write(true).open("/dev/aer_inject") else {
+        skip(module_path!(), "there is no aer_inject");
+        return;
+    };
+    let inject = |uncorrectable, correctable| {
+        let bytes = aer(&port, uncorrectable, correctable);
+        assert_eq!(injector.write_at(&bytes, 0).expect("root may inject"), bytes.len());
+    };
+    let facts = told(1, || inject(0, 1 << 6));
+    assert_eq!((facts[0].pid, facts[0].cgroup), (0, None));
+    let pcie = json!({"device": port, "status": "0x40", "errors": ["BadTLP"]});
+    assert_eq!(facts[0].body, json!({"type": "pcie", "severity": "corrected", "pcie": pcie}));
+
+    // A poisoned packet, whose header is kept.
+    let facts = told(1, || inject(1 << 12, 0));
+    let header = "4a000001 00000002 00000003 00000004";
+    let pcie = json!({"device": port, "status": "0x1000", "errors": ["TLP"], "tlp_header": header});
+    assert_eq!(facts[0].body, json!({"type": "pcie", "severity": "uncorrected", "pcie": pcie}));
+}
+
+/// A page of this process's own, and the number of its frame.
+fn page() -> io::Result<(*mut libc::c_void, u64)> {
+    const BYTES: usize = 4096;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    // SAFETY: a new mapping touches no memory that is in use.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, protection, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mut entry = [0; 8];
+    let at = (page as u64 / BYTES as u64) * entry.len() as u64;
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, at)?;
+    Ok((page, u64::from_ne_bytes(entry) & ((1 << 55) - 1)))
+}
+
+#[test]
+fn a_broken_page_is_an_event_with_what_became_of_it() {
+    needs_guest_with!("memory_failure_event");
+    let container = Cgroup::container("cpu", 0xe5).expect("a cgroup can be made");
+    let note = std::env::temp_dir().join(format!("kpulse-pfn-{}", std::process::id()));
+    let facts = told(1, || {
+        // The kernel may kill who has the page.
+        load::in_child(Some(&container), || {
+            let (page, pfn) = page()?;
+            fs::write(&note, pfn.to_string())?;
+            // SAFETY: the page is this function's own, and nothing touches it again.
+            match unsafe { libc::madvise(page, 1, libc::MADV_HWPOISON) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    });
+    let pfn: u64 = fs::read_to_string(&note).expect("the child came so far").parse().expect("it is a number");
+    fs::remove_file(&note).expect("it is this test's own");
+    let fact = &facts[0];
+    assert_eq!(fact.cgroup, Some(container.cgroup_id()));
+    assert_ne!(fact.pid, 0);
+    let page = json!({"pfn": pfn, "kind": "dirty_lru", "result": "recovered"});
+    assert_eq!(fact.body, json!({"type": "page", "severity": "uncorrected", "page": page}));
+}
