@@ -23,11 +23,7 @@ fn has_tracepoint(name: &str) -> bool {
 /// Returns from the test where nothing can be made up.
 macro_rules! needs_guest_with {
     ($tracepoint:literal) => {
-        needs_root!();
-        if std::env::var_os("KPULSE_MATRIX").is_none() {
-            skip(module_path!(), "only guests of the kernel matrix are given errors of hardware");
-            return;
-        }
+        needs_guest!("only guests of the kernel matrix are given errors of hardware");
         if !has_tracepoint($tracepoint) {
             skip(module_path!(), concat!("this kernel has no tracepoint ", $tracepoint));
             return;
