@@ -1,6 +1,6 @@
 //! What kpulse-event-gateway says when it cannot do what it is told.
 
-use kpulse_tests::process::{Ended, Service, command, run};
+use kpulse_tests::process::{Ended, Service, gateway, run};
 use kpulse_tests::{binary, http, is_root, skip, until};
 use serde_json::Value;
 use std::ffi::CString;
@@ -30,11 +30,7 @@ impl Gateway {
     }
 
     pub fn command(&self, subcommand: &str) -> Command {
-        let mut command = command(&self.program);
-        command.arg(subcommand).env("KPULSE_STATE_DIR", self.state.path());
-        command.env("KPULSE_GATEWAY__WEB__LISTEN_ADDRESS", "127.0.0.1:0");
-        command.env("KPULSE_GATEWAY__API__LISTEN_ADDRESS", "127.0.0.1:0");
-        command
+        gateway(&self.program, self.state.path(), subcommand)
     }
 }
 

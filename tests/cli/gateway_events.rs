@@ -2,6 +2,7 @@
 
 use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::network::drop_datagrams;
 use kpulse_tests::process::run;
 use kpulse_tests::{http, is_root, skip, until};
 use serde_json::Value;
@@ -36,22 +37,11 @@ fn documents(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Sends datagrams to a port that nobody listens at, which the kernel drops, and gives back the port.
-fn drop_datagrams(count: usize) -> u16 {
-    // Bound and released: nobody else has it, and the number is not one that others use.
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    for _ in 0..count {
-        // A new socket each time: the second send of one reports the refusal of the first.
-        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"kpulse", ("127.0.0.1", port)).unwrap();
-    }
-    port
-}
-
 /// The port and the events of three drops. A machine that is busy with other tests may be slow, but not every time.
 fn told_within_two_seconds(running: &Running) -> (u16, Vec<Value>) {
     let mut delays = Vec::new();
     while delays.len() < 5 {
-        let port = drop_datagrams(3);
+        let port = drop_datagrams(3).unwrap();
         let sent = Instant::now();
         let events =
             until("event of each drop", || Some(running.drops(port)).filter(|events| events.len() >= 3));
@@ -259,7 +249,7 @@ fn a_killed_gateway_has_lost_nothing_that_could_be_read() {
     if !running.tells_drops("a_killed_gateway") {
         return;
     }
-    let port = drop_datagrams(3);
+    let port = drop_datagrams(3).unwrap();
     until("event of each drop", || Some(running.drops(port)).filter(|events| events.len() >= 3));
     running.service.signal(libc::SIGKILL);
     running.service.wait();
@@ -275,10 +265,10 @@ fn a_killed_gateway_has_lost_nothing_that_could_be_read() {
 /// Drops datagrams until the store has no room for them, and gives back the last port. Slowly: the rate limit is shared
 /// with the tests that run beside.
 fn drop_until_the_sink_fails(running: &Running) -> u16 {
-    let (mut port, mut dropped_at) = (drop_datagrams(1), Instant::now());
+    let (mut port, mut dropped_at) = (drop_datagrams(1).unwrap(), Instant::now());
     until("full disk", || {
         if dropped_at.elapsed() > Duration::from_millis(50) {
-            (port, dropped_at) = (drop_datagrams(1), Instant::now());
+            (port, dropped_at) = (drop_datagrams(1).unwrap(), Instant::now());
         }
         running.metrics().contains("kpulse_sink_up{sink=\"local\"} 0\n").then_some(port)
     })

@@ -2,8 +2,8 @@
 
 use super::*;
 use kpulse_common::clock::Clock;
+use kpulse_tests::network::drop_datagrams;
 use kpulse_tests::until;
-use std::net::UdpSocket;
 use std::time::SystemTime;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -20,12 +20,8 @@ fn set_clock(to: SystemTime) {
 
 /// The time of a drop by the clock of events, and before and after it by the wall clock.
 fn drop_one(events: &mut EventStream, clock: &mut Clock) -> [SystemTime; 3] {
-    let port =
-        UdpSocket::bind("127.0.0.1:0").and_then(|closed| closed.local_addr()).expect("loopback").port();
     let before = SystemTime::now();
-    UdpSocket::bind("127.0.0.1:0")
-        .and_then(|it| it.send_to(b"nobody", ("127.0.0.1", port)))
-        .expect("loopback");
+    let port = drop_datagrams(1).expect("loopback takes it");
     let is_ours = |fact: &Fact| fact.body["destination"]["port"] == port;
     let drop = until("the drop", || drain_for(events, Duration::from_millis(50)).into_iter().find(is_ours));
     [before, clock.wall(drop.boot_ns), SystemTime::now()]

@@ -5,11 +5,12 @@ use crate::gateway;
 use crate::page::Page;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load::Worker;
-use kpulse_tests::process::{Service, command};
+use kpulse_tests::network::drop_datagrams;
+use kpulse_tests::process::{Service, command, rss_kib, status};
 use kpulse_tests::{binary, http, is_root, skip, until};
 use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 
 const PROCESSES: u32 = 5;
@@ -63,20 +64,6 @@ fn be_a_crowd() -> io::Result<()> {
     sleep()
 }
 
-fn threads_of(pid: u32) -> Option<usize> {
-    field(pid, "Threads:")
-}
-
-fn rss_kib(pid: u32) -> u64 {
-    field(pid, "VmRSS:").unwrap()
-}
-
-fn field<T: std::str::FromStr>(pid: u32, name: &str) -> Option<T> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().trim_end_matches(" kB").parse().ok()
-}
-
 fn scrape(exporter: &Service, address: &str) -> Page {
     let page = Page::parse(&http::get(address, "/metrics", "").body);
     let failed: Vec<_> = page.of("kpulse_scrape_collector_success").filter(|(_, it)| *it != 1.0).collect();
@@ -105,7 +92,9 @@ fn fifty_thousand_threads_and_ten_thousand_sockets_are_counted_in_time() {
 
     let container = Cgroup::container("cpu", 0xc0fd).unwrap();
     let crowd: Vec<_> = (0..PROCESSES).map(|_| Worker::start(Some(&container), be_a_crowd)).collect();
-    until("the crowd", || crowd.iter().all(|it| threads_of(it.pid()) == Some(THREADS + 1)).then_some(()));
+    until("the crowd", || {
+        crowd.iter().all(|it| status(it.pid(), "Threads") == Some(THREADS + 1)).then_some(())
+    });
 
     let id = Cgroup::id(0xc0fd);
     until("the crowd's threads", || {
@@ -120,9 +109,8 @@ fn fifty_thousand_threads_and_ten_thousand_sockets_are_counted_in_time() {
     until("the crowd's sockets", || {
         scrape(&exporter, &address).value(established).is_some_and(|told| told >= sockets).then_some(())
     });
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = drop_datagrams(3).unwrap();
     until("an event beside the crowd", || {
-        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"kpulse", ("127.0.0.1", port)).unwrap();
         let events = http::get(&api, "/api/v1/events?since=1m&kind=packet_drop&limit=1000", "").body;
         events.contains(&format!("\"port\":{port}")).then_some(())
     });

@@ -5,11 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 pub fn command(state: &Path, subcommand: &str) -> Command {
-    let mut gateway = kpulse_tests::process::command(kpulse_tests::binary("kpulse-event-gateway"));
-    gateway.arg(subcommand).env("KPULSE_STATE_DIR", state);
-    gateway.env("KPULSE_GATEWAY__WEB__LISTEN_ADDRESS", "127.0.0.1:0");
-    gateway.env("KPULSE_GATEWAY__API__LISTEN_ADDRESS", "127.0.0.1:0");
-    gateway
+    kpulse_tests::process::gateway(kpulse_tests::binary("kpulse-event-gateway"), state, subcommand)
 }
 
 /// Starts it, and waits until its probes are loaded.

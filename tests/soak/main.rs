@@ -12,7 +12,7 @@ mod quiet;
 mod stopped;
 
 use churn::{Churn, Scrapes};
-use kpulse_tests::process::{Service, command};
+use kpulse_tests::process::{Service, command, rss_kib};
 use kpulse_tests::{binary, http, is_root, skip};
 use page::Page;
 use std::collections::BTreeSet;
@@ -70,12 +70,6 @@ impl Watch {
         }
     }
 
-    fn rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.service.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
     /// One scrape, held against the one before.
     fn scrape(&mut self, churn: &Churn) {
         let begin = Instant::now();
@@ -94,7 +88,7 @@ impl Watch {
         }
         self.scrapes += 1;
         self.series_max = self.series_max.max(page.len());
-        self.rss_max_kib = self.rss_max_kib.max(self.rss_kib());
+        self.rss_max_kib = self.rss_max_kib.max(rss_kib(self.service.pid()));
         self.last = page;
         churn.scraped(begin);
     }
@@ -126,20 +120,20 @@ fn no_counter_goes_back_while_containers_come_and_go() {
     let at_rest = watch.last.clone();
     let churn = Churn::new(Scrapes::default());
     let begin = Instant::now();
-    let rss_kib = std::thread::scope(|scope| {
+    let full_kib = std::thread::scope(|scope| {
         let end = churn.end_with_this();
         let makers = churn.start(scope, wanted);
-        let mut rss_kib = 0;
+        let mut full_kib = 0;
         while !makers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             watch.scrape(&churn);
             // From when there are more containers than have series of their own.
-            if rss_kib == 0 && watch.last.containers.len() >= CONTAINER_MAX {
-                rss_kib = watch.rss_kib();
+            if full_kib == 0 && watch.last.containers.len() >= CONTAINER_MAX {
+                full_kib = rss_kib(watch.service.pid());
             }
         }
         drop(end);
         makers.into_iter().for_each(|maker| maker.join().unwrap());
-        rss_kib
+        full_kib
     });
     let took = begin.elapsed();
 
@@ -172,7 +166,7 @@ fn no_counter_goes_back_while_containers_come_and_go() {
     assert_eq!(watch.last.sum(&format!("kpulse_map_capacity{accounts}")), (CONTAINER_MAX + 1) as f64);
     println!(
         "{wanted} containers in {took:?}: {} scrapes, {} containers met, {} series at most, {} at rest before and {} after, \
-         {rss_kib} KiB when all had series, {} KiB at most",
+         {full_kib} KiB when all had series, {} KiB at most",
         watch.scrapes,
         watch.ended.len(),
         watch.series_max,
@@ -181,6 +175,6 @@ fn no_counter_goes_back_while_containers_come_and_go() {
         watch.rss_max_kib,
     );
     assert!(watch.ended.len() >= CONTAINER_MAX, "{} containers were met", watch.ended.len());
-    assert!(watch.rss_max_kib < rss_kib + GROWTH_MAX_KIB, "{} KiB after {rss_kib} KiB", watch.rss_max_kib);
+    assert!(watch.rss_max_kib < full_kib + GROWTH_MAX_KIB, "{} KiB after {full_kib} KiB", watch.rss_max_kib);
     assert_eq!(watch.service.stop(), Some(0), "{}", watch.service.stderr());
 }

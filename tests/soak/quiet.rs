@@ -114,10 +114,7 @@ fn browse_for(time: Duration) -> io::Result<Vec<u64>> {
         pages += 1;
         thread::sleep(PAUSE);
     }
-    let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-    for _ in 0..3 {
-        UdpSocket::bind("127.0.0.1:0")?.send_to(b"nobody", ("127.0.0.1", port))?;
-    }
+    let port = network::drop_datagrams(3)?;
     let namespace = std::fs::metadata("/proc/self/ns/net")?.ino();
     Ok(vec![namespace, pages as u64, port.into()])
 }

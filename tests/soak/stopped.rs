@@ -2,22 +2,12 @@
 
 use crate::gateway;
 use crate::page::Page;
+use kpulse_tests::network::drop_datagrams;
 use kpulse_tests::{http, is_root, skip, until};
-use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 const STOPPED: Duration = Duration::from_secs(5);
 const NO_LIMIT: &str = "thresholds: {rate_limit: {events_per_second: 1000000000, burst: 1000000000}}\n";
-
-/// Sends datagrams to a port that nobody listens at, and gives back the port.
-fn drop_datagrams(count: usize) -> u16 {
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    for _ in 0..count {
-        // A new socket each time: the second send of one reports the refusal of the first.
-        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"kpulse", ("127.0.0.1", port)).unwrap();
-    }
-    port
-}
 
 #[test]
 fn a_gateway_that_stood_still_accounts_for_every_drop_and_goes_on() {
@@ -32,7 +22,7 @@ fn a_gateway_that_stood_still_accounts_for_every_drop_and_goes_on() {
     gateway.signal(libc::SIGSTOP);
     let (stopped, mut dropped) = (Instant::now(), 0);
     while stopped.elapsed() < STOPPED {
-        drop_datagrams(500);
+        drop_datagrams(500).unwrap();
         dropped += 500;
     }
     gateway.signal(libc::SIGCONT);
@@ -46,7 +36,7 @@ fn a_gateway_that_stood_still_accounts_for_every_drop_and_goes_on() {
     });
     let full = page.sum("kpulse_records_lost_total{probe=\"packet_drop\",reason=\"ring_full\"}");
     assert!(full > 0.0, "{dropped} drops filled no ring");
-    let port = drop_datagrams(3);
+    let port = drop_datagrams(3).unwrap();
     until("events of what was dropped afterwards", || {
         let events = http::get(&api, "/api/v1/events?since=1m&kind=packet_drop&limit=1000", "").body;
         events.contains(&format!("\"port\":{port}")).then_some(())

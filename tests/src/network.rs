@@ -4,7 +4,7 @@ use crate::cgroup::Cgroup;
 use crate::load;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Runs `work` in a child with a network namespace of its own, and gives the numbers that it returned.
@@ -141,6 +141,17 @@ pub fn send_raw(socket: &impl AsRawFd, packet: &[u8], to: Ipv4Addr) -> io::Resul
         libc::sendto(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, to.cast(), length)
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends datagrams to a port that nobody listens at, which the kernel drops, and gives back the port.
+pub fn drop_datagrams(count: usize) -> io::Result<u16> {
+    // Bound and released: nobody else has it, and the number is not one that others use.
+    let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+    for _ in 0..count {
+        // A new socket each time: the second send of one reports the refusal of the first.
+        UdpSocket::bind("127.0.0.1:0")?.send_to(b"kpulse", ("127.0.0.1", port))?;
+    }
+    Ok(port)
 }
 
 /// Connects, and waits for that as long as the kernel does.

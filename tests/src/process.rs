@@ -2,6 +2,7 @@
 
 use crate::until;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -57,6 +58,27 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A number of `/proc/PID/status`; `None` when the process is gone.
+pub fn status<T: std::str::FromStr>(pid: u32, name: &str) -> Option<T> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// Resident memory of a process that lives.
+pub fn rss_kib(pid: u32) -> u64 {
+    status(pid, "VmRSS").unwrap()
+}
+
+/// An event gateway that keeps its state in a folder of the test and takes any free port.
+pub fn gateway(program: impl AsRef<std::ffi::OsStr>, state: &Path, subcommand: &str) -> Command {
+    let mut gateway = command(program);
+    gateway.arg(subcommand).env("KPULSE_STATE_DIR", state);
+    gateway.env("KPULSE_GATEWAY__WEB__LISTEN_ADDRESS", "127.0.0.1:0");
+    gateway.env("KPULSE_GATEWAY__API__LISTEN_ADDRESS", "127.0.0.1:0");
+    gateway
 }
 
 /// A service that runs until it is told to stop.
