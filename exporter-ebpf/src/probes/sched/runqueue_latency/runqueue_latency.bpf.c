@@ -163,13 +163,15 @@ int BPF_PROG(sched_wakeup_new, struct task_struct *task)
 SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	__u64 now_ns = bpf_ktime_get_ns();
-
 	/*
 	 * Still runnable, as is one that is preempted on its way to sleep: it waits from here on. The idle task, pid 0,
-	 * never waits.
+	 * never waits, and a CPU that goes idle is not asked for the time.
 	 */
-	if (prev->pid && (preempt || !task_state(prev)))
+	bool waits = prev->pid && (preempt || !task_state(prev));
+	if (!waits && !next->pid)
+		return 0;
+	__u64 now_ns = bpf_ktime_get_ns();
+	if (waits)
 		mark_runnable(prev->pid, ORIGIN_PREEMPTED, now_ns);
 	if (!next->pid)
 		return 0;
@@ -202,10 +204,12 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *prev = (void *)context->args[1], *next = (void *)context->args[2];
 	__u32 prev_tid = BPF_CORE_READ(prev, pid), next_tid = BPF_CORE_READ(next, pid);
-	__u64 now_ns = bpf_ktime_get_ns();
-	bool preempt = context->args[0];
+	bool preempt = context->args[0], waits = prev_tid && (preempt || !read_task_state(prev));
 
-	if (prev_tid && (preempt || !read_task_state(prev)))
+	if (!waits && !next_tid)
+		return 0;
+	__u64 now_ns = bpf_ktime_get_ns();
+	if (waits)
 		mark_runnable(prev_tid, ORIGIN_PREEMPTED, now_ns);
 	if (!next_tid)
 		return 0;
