@@ -7,6 +7,7 @@ pub mod config;
 pub mod container;
 pub mod event;
 pub mod exposition;
+pub mod governor;
 pub mod http;
 pub mod logging;
 pub mod metric;

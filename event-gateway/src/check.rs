@@ -33,6 +33,7 @@ fn print(status: &[ProbeStatus], out: &mut impl Write) -> io::Result<()> {
         let (state, why) = match &probe.state {
             ProbeState::Active => ("active", hooks().join(", ")),
             ProbeState::Disabled { why } => ("disabled", why.clone()),
+            ProbeState::Paused { why } => ("paused", why.clone()),
             ProbeState::Failed { why } => ("failed", why.clone()),
         };
         writeln!(out, "{:20} {state:9} {why}", probe.name)?;

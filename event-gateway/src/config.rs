@@ -7,6 +7,7 @@ use crate::watch;
 use anyhow::Result;
 use kpulse_common::cli::{CommonFlags, Usage};
 use kpulse_common::config::{self, Layers, Value};
+use kpulse_common::governor::Governor;
 use kpulse_common::logging::Log;
 use kpulse_common::paths::Paths;
 use kpulse_common::thresholds::Thresholds;
@@ -38,6 +39,8 @@ pub struct Config {
     pub thresholds: Thresholds,
     /// Other thresholds for single containers and cgroups, by any name; of two that fit, the first by name counts.
     pub overrides: BTreeMap<String, Override>,
+    /// What the probes may cost.
+    pub governor: Governor,
     /// Where events go.
     pub output: Output,
     /// Labels that go into every event.
@@ -54,6 +57,7 @@ impl Default for Config {
             probes: probe_names().map(|name| (name.to_owned(), is_default(name))).collect(),
             thresholds: Thresholds::default(),
             overrides: BTreeMap::new(),
+            governor: Governor::default(),
             output: Output::default(),
             labels: BTreeMap::new(),
         }
@@ -146,6 +150,9 @@ impl Config {
         if let Err((key, why)) = self.thresholds.check() {
             return refuse(&format!("thresholds.{key}"), why);
         }
+        if let Err((key, why)) = self.governor.check() {
+            return refuse(key, why);
+        }
         for (name, own) in &self.overrides {
             if let Err(why) = own.resolve(&self.thresholds) {
                 return refuse(&format!("overrides.{name}"), &why);
@@ -166,6 +173,7 @@ impl Config {
             thresholds: self.thresholds.clone(),
             want: Want::Events,
             disabled: off.map(|(name, _)| name.clone()).collect(),
+            governor: self.governor.clone(),
             paths: self.path.clone(),
             ..LoadOptions::default()
         }

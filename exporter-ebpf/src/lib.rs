@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 mod abi;
+mod attached;
 pub mod btf;
 pub mod collect;
 mod cpu_clock;
@@ -12,6 +13,7 @@ pub mod error;
 mod example;
 pub mod features;
 mod flow;
+mod governor;
 pub mod hook;
 pub mod keyed;
 pub mod life;
@@ -30,6 +32,7 @@ pub mod symbols;
 
 pub use error::ProbeError;
 pub use features::{Finding, doctor};
+pub use governor::Pauses;
 pub use loader::{
     HookStatus, Host, LoadOptions, Loader, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS, tell_status,
 };

@@ -2,6 +2,7 @@
 //!
 //! These are no events: they have no kind, no threshold and no document, and only whoever enriches events reads them.
 
+use crate::attached;
 use crate::error::ProbeError;
 use crate::loader::ProbeSet;
 use crate::maps::Maps;
@@ -85,9 +86,12 @@ impl ProbeSet {
     /// The ring of the active probe that tells of processes, if there is one. The set must live on.
     pub fn take_lives(&mut self) -> Result<Option<LifeStream>, ProbeError> {
         for loaded in &mut self.loaded {
-            let (Some(def), Some(ebpf)) = (loaded.probe.lives, loaded.ebpf.as_mut()) else { continue };
-            let ring_full = (def.ring_full)(&Maps(ebpf))?;
-            let Some(map) = ebpf.take_map(def.ring) else { continue };
+            let (Some(def), Some(attached)) = (loaded.probe.lives, loaded.attached.as_ref()) else {
+                continue;
+            };
+            let mut attached = attached::lock(attached);
+            let ring_full = (def.ring_full)(&Maps(&attached.ebpf))?;
+            let Some(map) = attached.ebpf.take_map(def.ring) else { continue };
             let ring = RingBuf::try_from(map).map_err(|error| ProbeError::Load(error.to_string()))?;
             let hierarchy = loaded.hierarchy;
             return Ok(Some(LifeStream { def, ring, ring_full, hierarchy, decode_errors: 0 }));

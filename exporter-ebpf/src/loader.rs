@@ -1,26 +1,26 @@
 //! Fits probes to the running kernel: what is missing disables one probe with its reason, and never another.
 
+use crate::attached::{self, Attached};
 use crate::btf::KernelTypes;
-use crate::cpu_clock::CpuClock;
-use crate::error::{ProbeError, may_pass, program_error};
+use crate::error::{ProbeError, may_pass};
 use crate::features::{Feature, Lack};
-use crate::hook::{Attach, Attempt, Hook};
+use crate::governor::Pauses;
+use crate::hook::Hook;
 use crate::maps::Maps;
 use crate::object::ObjectLoader;
 use crate::policy;
 use crate::probe::{Collector, Kernel, Probe, Upkeep, Want};
 use crate::statistics::{self, Statistics};
-use aya::programs::{Program, ProgramError};
-use aya::{Btf, Ebpf};
+use aya::Btf;
 use kpulse_common::container::{Hierarchies, Hierarchy, Identities};
+use kpulse_common::governor::Governor;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use kpulse_common::paths::Paths;
 use kpulse_common::thresholds::Thresholds;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Kernel enumerations that probes name numbers by.
 const ENUMERATIONS: [&str; 6] = [
@@ -39,11 +39,17 @@ const PROBE_INFO: MetricDef = MetricDef::gauge(
     "Where the probe is attached, and by which kind of program.",
     &[Label::Named("probe"), Label::Named("hook"), Label::Named("kind")],
 );
+const PROBE_DEGRADED: MetricDef = MetricDef::gauge(
+    "kpulse_probe_degraded",
+    "1 where a probe tells less than it could: over_budget while it is detached since the probes cost too much, \
+     missing_hook where the kernel lacks what a part of it needs.",
+    &[Label::Named("probe"), Label::Named("reason")],
+);
 
 /// The families that [`ProbeSet::self_metrics`] fills.
 pub const SELF_METRICS: &[MetricDef] = &{
-    let [runs, seconds, entries, capacity] = statistics::METRICS;
-    [PROBE_UP, PROBE_INFO, runs, seconds, entries, capacity]
+    let [runs, seconds, entries, capacity, budget, used] = statistics::METRICS;
+    [PROBE_UP, PROBE_INFO, PROBE_DEGRADED, runs, seconds, entries, capacity, budget, used]
 };
 
 /// How a process wants its probes.
@@ -59,6 +65,8 @@ pub struct LoadOptions {
     pub container_max: u32,
     /// CPU samples a second and CPU.
     pub sample_hz: u64,
+    /// What the programs may cost.
+    pub governor: Governor,
     /// Kinds of attach points that must not be used, as [`Attach::kind`] names them: for tests of the fallbacks.
     pub avoid: BTreeSet<&'static str>,
     /// Mount points.
@@ -73,6 +81,7 @@ impl Default for LoadOptions {
             disabled: BTreeSet::new(),
             container_max: 512,
             sample_hz: 99,
+            governor: Governor::default(),
             avoid: BTreeSet::new(),
             paths: Paths::default(),
         }
@@ -85,6 +94,11 @@ impl Default for LoadOptions {
 pub enum ProbeState {
     /// Attached.
     Active,
+    /// Detached for a while, since the probes took more than their budget.
+    Paused {
+        /// One sentence.
+        why: String,
+    },
     /// Turned off, or the kernel lacks what it needs.
     Disabled {
         /// One sentence.
@@ -101,6 +115,7 @@ impl fmt::Display for ProbeState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Active => formatter.write_str("active"),
+            Self::Paused { why } => write!(formatter, "paused: {why}"),
             Self::Disabled { why } => write!(formatter, "disabled: {why}"),
             Self::Failed { why } => write!(formatter, "failed: {why}"),
         }
@@ -139,11 +154,9 @@ pub(crate) struct Loaded {
     status: ProbeStatus,
     /// Whether it failed for a cause that may pass.
     may_pass: bool,
-    pub(crate) ebpf: Option<Ebpf>,
+    pub(crate) attached: Option<attached::Shared>,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) upkeep: Option<Box<dyn Upkeep>>,
-    /// Its programs that run on the clock of every CPU. Who reads the probe has them follow the CPUs.
-    pub(crate) clocks: Vec<Arc<CpuClock>>,
     collector: Option<Box<dyn Collector>>,
 }
 
@@ -154,6 +167,8 @@ pub struct ProbeSet {
     pub(crate) loaded: Vec<Loaded>,
     pub(crate) types: KernelTypes,
     pub(crate) paths: Paths,
+    governor: Governor,
+    pauses: Pauses,
 }
 
 impl ProbeSet {
@@ -164,7 +179,14 @@ impl ProbeSet {
 
     /// Every probe that was wanted, and how it is.
     pub fn status(&self) -> Vec<ProbeStatus> {
-        self.loaded.iter().map(|loaded| loaded.status.clone()).collect()
+        let mut status: Vec<_> = self.loaded.iter().map(|loaded| loaded.status.clone()).collect();
+        self.pauses.apply(&mut status);
+        status
+    }
+
+    /// Which probes are detached for a while; it stays true without the set.
+    pub fn pauses(&self) -> Pauses {
+        self.pauses.clone()
     }
 
     /// Names of the active probes that have metrics.
@@ -176,7 +198,7 @@ impl ProbeSet {
             .collect()
     }
 
-    /// Reads one probe's maps into `out`; nothing when it is not active.
+    /// Reads one probe's maps into `out`; nothing while it is not active.
     pub fn collect(
         &mut self,
         probe: &str,
@@ -186,7 +208,7 @@ impl ProbeSet {
         let collector = self
             .loaded
             .iter_mut()
-            .find(|loaded| loaded.probe.name == probe)
+            .find(|loaded| loaded.probe.name == probe && !self.pauses.has(probe))
             .and_then(|loaded| loaded.collector.as_mut());
         collector.map_or(Ok(()), |collector| collector.collect(identities, out))
     }
@@ -216,31 +238,36 @@ impl ProbeSet {
         &self.types
     }
 
-    /// Starts to tell what the probes cost. `begin` runs on the thread that counts, for example to give up capabilities:
-    /// it needs CAP_SYS_ADMIN alone.
+    /// Starts to tell what the probes cost, and to detach some for a while when it is more than the budget. `begin` runs
+    /// on the thread that counts, for example to give up capabilities: it needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH.
     pub fn watch_cost(&mut self, begin: impl FnOnce() + Send + 'static) {
-        match Statistics::start(&self.loaded, begin) {
+        match Statistics::start(&self.loaded, &self.governor, self.pauses(), begin) {
             Ok(statistics) => self.statistics = Some(statistics),
             Err(error) => tracing::warn!(%error, "what the probes cost is not told"),
         }
     }
 
-    /// `kpulse_probe_up` and `kpulse_probe_info`; after [`ProbeSet::watch_cost`] also what the probes cost.
+    /// How every probe is; after [`ProbeSet::watch_cost`] also what the probes cost.
     pub fn self_metrics(&self, out: &mut Samples) {
-        tell_status(self.loaded.iter().map(|loaded| &loaded.status), out);
+        tell_status(&self.status(), out);
         if let Some(statistics) = &self.statistics {
             statistics.tell(out);
         }
     }
 }
 
-/// `kpulse_probe_up` and `kpulse_probe_info` of probes.
+/// `kpulse_probe_up`, `kpulse_probe_info` and `kpulse_probe_degraded` of probes.
 pub fn tell_status<'s>(probes: impl IntoIterator<Item = &'s ProbeStatus>, out: &mut Samples) {
     for probe in probes {
         let is_up = probe.state == ProbeState::Active;
         out.number(&PROBE_UP, &[probe.name], f64::from(u8::from(is_up)));
         for hook in &probe.hooks {
             out.number(&PROBE_INFO, &[probe.name, hook.hook, hook.kind], 1.0);
+        }
+        if matches!(probe.state, ProbeState::Paused { .. }) {
+            out.number(&PROBE_DEGRADED, &[probe.name, "over_budget"], 1.0);
+        } else if is_up && !probe.missing.is_empty() {
+            out.number(&PROBE_DEGRADED, &[probe.name, "missing_hook"], 1.0);
         }
     }
 }
@@ -284,7 +311,14 @@ impl<'h> Loader<'h> {
     pub fn load(&mut self, probes: &[&'static Probe], options: &LoadOptions) -> ProbeSet {
         let offered = probes.iter().filter(|probe| probe.offers(options.want));
         let loaded = offered.map(|probe| load(probe, options, self.host, &mut self.objects)).collect();
-        ProbeSet { statistics: None, loaded, types: self.host.types.clone(), paths: options.paths.clone() }
+        ProbeSet {
+            statistics: None,
+            loaded,
+            types: self.host.types.clone(),
+            paths: options.paths.clone(),
+            governor: options.governor.clone(),
+            pauses: Pauses::default(),
+        }
     }
 }
 
@@ -304,10 +338,9 @@ fn load<'h>(
             missing: Vec::new(),
         },
         may_pass: false,
-        ebpf: None,
+        attached: None,
         hierarchy,
         upkeep: None,
-        clocks: Vec::new(),
         collector: None,
     };
     if options.disabled.contains(probe.name) {
@@ -320,9 +353,6 @@ fn load<'h>(
     });
     if let Err(error) = outcome {
         tracing::warn!(probe = probe.name, %error, "probe is not active");
-        // Dropping the object takes out whatever of it had attached.
-        loaded.ebpf = None;
-        loaded.clocks.clear();
         loaded.status.hooks.clear();
         loaded.may_pass = error.may_pass();
         let why = error.to_string();
@@ -350,35 +380,36 @@ fn attach_all(
     let probe = loaded.probe;
     let kernel =
         Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy, hooks: &[] };
-    let mut ebpf = objects.load(probe, options, loaded.hierarchy)?;
+    let ebpf = objects.load(probe, options, loaded.hierarchy)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
     if !probe.events.is_empty() {
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
     }
+    let mut attached = Attached::new(ebpf, options.sample_hz);
     for hook in probe.hooks.iter().filter(|hook| hook.serves(options.want)) {
-        match attach_first(&mut ebpf, hook, options, btf, &mut loaded.clocks) {
+        match attach_first(&mut attached, hook, options, btf) {
             Ok(status) => loaded.status.hooks.push(status),
             Err(error) if hook.is_optional => loaded.status.missing.push(error.to_string()),
             Err(error) => return Err(error),
         }
     }
+    let maps = Maps(&attached.ebpf);
     if options.want == Want::Metrics {
         let kernel = Kernel { hooks: &loaded.status.hooks, ..kernel };
-        loaded.collector = probe.collector.map(|make| make(&Maps(&ebpf), &kernel)).transpose()?;
+        loaded.collector = probe.collector.map(|make| make(&maps, &kernel)).transpose()?;
     }
     if options.want == Want::Events {
-        loaded.upkeep = probe.upkeep.map(|make| make(&Maps(&ebpf))).transpose()?;
+        loaded.upkeep = probe.upkeep.map(|make| make(&maps)).transpose()?;
     }
-    loaded.ebpf = Some(ebpf);
+    loaded.attached = Some(Arc::new(Mutex::new(attached)));
     Ok(())
 }
 
 fn attach_first(
-    ebpf: &mut Ebpf,
+    attached: &mut Attached,
     hook: &Hook,
     options: &LoadOptions,
     btf: &Btf,
-    clocks: &mut Vec<Arc<CpuClock>>,
 ) -> Result<HookStatus, ProbeError> {
     let (mut refusals, mut may_pass) = (Vec::new(), false);
     for attempt in hook.attempts {
@@ -387,11 +418,8 @@ fn attach_first(
             refusals.push(format!("{kind}: avoided"));
             continue;
         }
-        match attach(ebpf, attempt, options, btf) {
-            Ok(clock) => {
-                clocks.extend(clock.map(Arc::new));
-                return Ok(HookStatus { hook: hook.name, kind, program: attempt.program });
-            }
+        match attached.attempt(*attempt, btf) {
+            Ok(()) => return Ok(HookStatus { hook: hook.name, kind, program: attempt.program }),
             Err(refusal) => {
                 may_pass |= refusal.may_pass;
                 refusals.push(format!("{kind} {}: {}", attempt.program, refusal.why));
@@ -400,50 +428,4 @@ fn attach_first(
     }
     let error = ProbeError::Attach { hook: hook.name, why: refusals.join("; ") };
     Err(if may_pass { ProbeError::Passing(error.to_string()) } else { error })
-}
-
-/// What runs on the clocks of CPUs lives as long as what is given back, all else as long as the object.
-fn attach(
-    ebpf: &mut Ebpf,
-    attempt: &Attempt,
-    options: &LoadOptions,
-    btf: &Btf,
-) -> Result<Option<CpuClock>, Lack> {
-    let program = ebpf.program_mut(attempt.program).ok_or_else(|| "not in the object".to_owned())?;
-    attach_program(program, attempt.attach, options, btf)
-        .map_err(|error| Lack { why: program_error(&error), may_pass: may_pass(&error) })
-}
-
-fn attach_program(
-    program: &mut Program,
-    attach: Attach,
-    options: &LoadOptions,
-    btf: &Btf,
-) -> Result<Option<CpuClock>, ProgramError> {
-    match (attach, program) {
-        (Attach::TpBtf(tracepoint), Program::BtfTracePoint(program)) => {
-            program.load(tracepoint, btf)?;
-            program.attach()?;
-        }
-        (Attach::RawTp(tracepoint), Program::RawTracePoint(program)) => {
-            program.load()?;
-            program.attach(tracepoint)?;
-        }
-        (Attach::Tracepoint(category, name), Program::TracePoint(program)) => {
-            program.load()?;
-            program.attach(category, name)?;
-        }
-        (Attach::Fexit(function), Program::FExit(program)) => {
-            program.load(function, btf)?;
-            program.attach()?;
-        }
-        (Attach::Iter(objects), Program::Iter(program)) => program.load(objects, btf)?,
-        (Attach::CpuClock(hz), Program::PerfEvent(program)) => {
-            program.load()?;
-            let clock = CpuClock::attach(program.fd()?.as_fd(), hz.unwrap_or(options.sample_hz));
-            return clock.map(Some).map_err(ProgramError::IOError);
-        }
-        _ => return Err(ProgramError::UnexpectedProgramType),
-    }
-    Ok(None)
 }

@@ -8,6 +8,7 @@ use aya::maps::Map;
 use aya::{Ebpf, Pod};
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 const LOOKUP_ELEM: i32 = 1;
@@ -43,6 +44,8 @@ pub(crate) struct RawMap {
     /// Copies of a value: one, or one for each possible CPU.
     copies: usize,
     capacity: u32,
+    /// Whether keys come and go.
+    is_hash: bool,
 }
 
 impl RawMap {
@@ -62,7 +65,81 @@ impl RawMap {
             value_bytes: info.value_size() as usize,
             copies: if is_per_cpu { aya::util::nr_cpus().map_err(|(_, error)| error)? } else { 1 },
             capacity: info.max_entries(),
+            is_hash: matches!(
+                map,
+                Map::HashMap(_) | Map::LruHashMap(_) | Map::PerCpuHashMap(_) | Map::PerCpuLruHashMap(_)
+            ),
         }))
+    }
+
+    /// Whether keys come and go, so that it has entries to count.
+    pub(crate) fn is_hash(&self) -> bool {
+        self.is_hash
+    }
+
+    /// Empties it, or zeroes these bytes of every value. Nothing may write to it meanwhile.
+    pub(crate) fn forget(&self, bytes: Option<&Range<usize>>) -> io::Result<()> {
+        for key in self.keys()? {
+            if self.is_hash && bytes.is_none() {
+                self.remove(&key)?;
+                continue;
+            }
+            let Some(before) = self.get(&key)? else { continue };
+            let mut value = before.clone();
+            for copy in value.chunks_mut(self.stride() / self.copies) {
+                copy[bytes.cloned().unwrap_or(0..self.value_bytes)].fill(0);
+            }
+            if value != before {
+                self.set(&key, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All copies of a key's value.
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut value = vec![0u8; self.stride()];
+        match self.element(LOOKUP_ELEM, key.as_ptr(), value.as_mut_ptr()) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        assert_eq!(value.len(), self.stride(), "the kernel reads every copy");
+        self.element(UPDATE_ELEM, key.as_ptr(), value.as_ptr().cast_mut())
+    }
+
+    fn remove(&self, key: &[u8]) -> io::Result<()> {
+        match self.element(DELETE_ELEM, key.as_ptr(), std::ptr::null_mut()) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// All keys, at most as many as it can hold.
+    fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        while keys.len() < self.capacity as usize {
+            let mut next = vec![0u8; self.key_bytes];
+            let last = keys.last().map_or(std::ptr::null(), Vec::as_ptr);
+            match self.element(GET_NEXT_KEY, last, next.as_mut_ptr()) {
+                Ok(()) => keys.push(next),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(keys)
+    }
+
+    /// A command on one element. `key` and `value` must have the map's sizes, or be null where the command allows it.
+    fn element(&self, command: i32, key: *const u8, value: *mut u8) -> io::Result<()> {
+        let map_fd = self.fd.as_raw_fd().unsigned_abs();
+        bpf(
+            command,
+            &mut ElementAttributes { map_fd, key: key as u64, value: value as u64, ..Default::default() },
+        )
     }
 
     /// How many entries it can hold.
@@ -157,13 +234,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// The value of a key; per-CPU values summed.
     pub fn get(&self, key: &K) -> Result<Option<V>, ProbeError> {
-        let mut buffer = vec![0u8; self.map.stride()];
-        let mut attributes = ElementAttributes::new(&self.map.fd, key, buffer.as_mut_ptr());
-        match bpf(LOOKUP_ELEM, &mut attributes) {
-            Ok(()) => Ok(Some(self.sum(&buffer))),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(self.failed(error)),
-        }
+        let found = self.map.get(bytes_of(key)).map_err(|error| self.failed(error))?;
+        Ok(found.map(|copies| self.sum(&copies)))
     }
 
     /// Sets the value of a key, the same for every CPU.
@@ -173,17 +245,12 @@ impl<K: Pod, V: Pod> Table<K, V> {
             // SAFETY: V is Pod, and a chunk has at least its size.
             unsafe { copy.as_mut_ptr().cast::<V>().write_unaligned(*value) };
         }
-        let mut attributes = ElementAttributes::new(&self.map.fd, key, buffer.as_mut_ptr());
-        bpf(UPDATE_ELEM, &mut attributes).map_err(|error| self.failed(error))
+        self.map.set(bytes_of(key), &buffer).map_err(|error| self.failed(error))
     }
 
     /// Removes a key; no error when it is gone already.
     pub fn remove(&self, key: &K) -> Result<(), ProbeError> {
-        let mut attributes = ElementAttributes::new(&self.map.fd, key, std::ptr::null_mut());
-        match bpf(DELETE_ELEM, &mut attributes) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(self.failed(error)),
-            _ => Ok(()),
-        }
+        self.map.remove(bytes_of(key)).map_err(|error| self.failed(error))
     }
 
     /// All entries; per-CPU values summed. At most [`Self::capacity`] of them.
@@ -213,21 +280,9 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 
     fn one_by_one(&self, remove: bool) -> Result<Vec<(K, V)>, ProbeError> {
-        let mut keys: Vec<K> = Vec::new();
-        while keys.len() < self.map.capacity as usize {
-            let mut next = vec![0u8; size_of::<K>()];
-            let mut attributes =
-                ElementAttributes { map_fd: self.map.fd.as_raw_fd().unsigned_abs(), ..Default::default() };
-            attributes.key = keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
-            attributes.value = next.as_mut_ptr() as u64;
-            match bpf(GET_NEXT_KEY, &mut attributes) {
-                Ok(()) => keys.push(read_plain(&next)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
-                Err(error) => return Err(self.failed(error)),
-            }
-        }
+        let keys = self.map.keys().map_err(|error| self.failed(error))?;
         let mut entries = Vec::with_capacity(keys.len());
-        for key in keys {
+        for key in keys.iter().map(|key| read_plain(key)) {
             if let Some(value) = self.get(&key)? {
                 entries.push((key, value));
             }
@@ -255,6 +310,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 }
 
+fn bytes_of<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: the value is borrowed for as long as its bytes are, and Pod has no byte that may not be read.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
 fn word(bytes: &[u8]) -> u64 {
     bytes.try_into().map_or(0, u64::from_ne_bytes)
 }
@@ -274,13 +334,6 @@ struct ElementAttributes {
     key: u64,
     value: u64,
     flags: u64,
-}
-
-impl ElementAttributes {
-    fn new<K>(fd: &OwnedFd, key: &K, value: *mut u8) -> Self {
-        let map_fd = fd.as_raw_fd().unsigned_abs();
-        Self { map_fd, key: std::ptr::from_ref(key) as u64, value: value as u64, ..Self::default() }
-    }
 }
 
 /// `struct { … } batch` in `union bpf_attr`.

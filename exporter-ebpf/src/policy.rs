@@ -2,6 +2,7 @@
 //! Changing them touches maps only, so that what is attached goes on.
 
 use crate::abi::{self, event_policy};
+use crate::attached;
 use crate::error::ProbeError;
 use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{Maps, Table};
@@ -61,7 +62,8 @@ impl Policies {
 
 impl ProbePolicy {
     fn of(loaded: &Loaded) -> Option<Result<Self, ProbeError>> {
-        let maps = Maps(loaded.ebpf.as_ref()?);
+        let attached = attached::lock(loaded.attached.as_ref()?);
+        let maps = Maps(&attached.ebpf);
         let open = || {
             Ok(Self {
                 probe: loaded.probe,

@@ -12,6 +12,7 @@ use kpulse_common::container::{Hierarchy, Identities};
 use kpulse_common::metric::{MetricDef, Samples};
 use kpulse_common::paths::Paths;
 use kpulse_common::thresholds::Thresholds;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Which half of the probes a process wants; each process loads its own copy, with the other half cut away.
@@ -40,6 +41,41 @@ pub type MakeRule = fn(&Maps) -> Result<Rule, ProbeError>;
 /// Makes what the programs need from user space while they tell events.
 pub type MakeUpkeep = fn(&Maps) -> Result<Box<dyn Upkeep>, ProbeError>;
 
+/// What a probe's programs keep from one run to another that belongs together, such as when something began. It is
+/// forgotten when they are attached again after a pause.
+#[derive(Debug, Clone)]
+pub struct InFlight {
+    /// The map.
+    pub map: &'static str,
+    /// The bytes of its values; `None` = all entries.
+    pub bytes: Option<Range<usize>>,
+}
+
+impl InFlight {
+    /// The whole map.
+    pub const fn all(map: &'static str) -> Self {
+        Self { map, bytes: None }
+    }
+
+    /// These bytes of the map's values.
+    pub const fn part(map: &'static str, bytes: Range<usize>) -> Self {
+        Self { map, bytes: Some(bytes) }
+    }
+}
+
+/// Which probes go first when all together cost more than their budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Detail: other families tell of the same trouble.
+    Low,
+    /// Most probes.
+    Normal,
+    /// What is looked at first when something is slow.
+    High,
+    /// What other parts of the process stand on: it never goes.
+    Essential,
+}
+
 /// One kernel probe.
 pub struct Probe {
     /// Name of its folder, of its configuration key, and of the `probe` label.
@@ -62,6 +98,10 @@ pub struct Probe {
     pub rule: Option<MakeRule>,
     /// Fills the maps that the programs read from the start, before anything attaches.
     pub prepare: fn(&Maps, &Kernel<'_>) -> Result<(), ProbeError>,
+    /// What the programs keep of things that have begun and not ended.
+    pub in_flight: &'static [InFlight],
+    /// What its detail is worth when the probes cost too much.
+    pub priority: Priority,
     /// Whether it is loaded unless it is switched off: false for what costs more than most want to pay.
     pub is_default: bool,
     /// The families that the collector fills.
@@ -93,6 +133,8 @@ impl Probe {
         thresholds: |_| Vec::new(),
         rule: None,
         prepare: |_, _| Ok(()),
+        in_flight: &[],
+        priority: Priority::Normal,
         is_default: true,
         metrics: &[],
         events: &[],

@@ -2,6 +2,7 @@
 //! was lost, so that produced = delivered + each loss.
 
 use crate::abi::ring_counts;
+use crate::attached;
 use crate::cpu_clock::{self, CpuClock};
 use crate::error::ProbeError;
 use crate::loader::{Loaded, ProbeSet};
@@ -15,7 +16,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
 /// Records taken from one ring before the next one has its turn.
@@ -102,11 +103,12 @@ impl ProbeSet {
 }
 
 fn open_ring(loaded: &mut Loaded, names: Names) -> Result<Option<Ring>, ProbeError> {
-    let (Some(event), Some(ebpf)) = (loaded.probe.events.first(), loaded.ebpf.as_mut()) else {
+    let (Some(event), Some(attached)) = (loaded.probe.events.first(), loaded.attached.as_ref()) else {
         return Ok(None);
     };
-    let counts = Maps(ebpf).table("event_counts")?;
-    let Some(map) = ebpf.take_map("events") else { return Ok(None) };
+    let mut attached = attached::lock(attached);
+    let counts = Maps(&attached.ebpf).table("event_counts")?;
+    let Some(map) = attached.ebpf.take_map("events") else { return Ok(None) };
     let ring = RingBuf::try_from(map).map_err(|error| ProbeError::Load(error.to_string()))?;
     Ok(Some(Ring {
         probe: loaded.probe.name,
@@ -117,7 +119,7 @@ fn open_ring(loaded: &mut Loaded, names: Names) -> Result<Option<Ring>, ProbeErr
         ring,
         counts,
         upkeep: loaded.upkeep.take(),
-        clocks: loaded.clocks.iter().map(Arc::downgrade).collect(),
+        clocks: attached.clocks(),
         decode_errors: 0,
         suppressed_before: HashMap::new(),
     }))

@@ -2,14 +2,18 @@
 //!
 //! The kernel counts runs only while it is asked to, and counting costs tens of nanoseconds a run. So it is asked for
 //! one second in thirty, and what it counted then stands for the whole thirty: an estimate, which bursts between two
-//! windows escape. Maps are looked at after each window, and before it CPUs that came online.
+//! windows escape. Over the budget, probes are detached for a while. Maps are looked at after each window, and before it
+//! CPUs that came online.
 
-use crate::cpu_clock::{self, CpuClock};
+use crate::attached::{self, Attached};
+use crate::cpu_clock;
+use crate::governor::{self, Governor, Pauses};
 use crate::loader::Loaded;
 use crate::maps::{self, RawMap};
-use aya::maps::Map;
+use crate::probe::Probe;
 use aya::programs::Program;
 use aya::sys::{Stats, enable_stats};
+use kpulse_common::governor::Governor as Bounds;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use std::collections::BTreeMap;
 use std::io;
@@ -20,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// From one window to the next.
 const PERIOD: Duration = Duration::from_secs(30);
+/// The same after a window that was over the budget.
+const PERIOD_PRESSED: Duration = Duration::from_secs(5);
 /// How long the kernel counts.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Room for `struct bpf_prog_info` as far as its counters.
@@ -50,7 +56,10 @@ const MAP_CAPACITY: MetricDef = MetricDef::gauge(
 );
 
 /// The families of this module.
-pub(crate) const METRICS: [MetricDef; 4] = [RUNS, RUN_SECONDS, MAP_ENTRIES, MAP_CAPACITY];
+pub(crate) const METRICS: [MetricDef; 6] = {
+    let [budget, used] = governor::METRICS;
+    [RUNS, RUN_SECONDS, MAP_ENTRIES, MAP_CAPACITY, budget, used]
+};
 
 /// Counts on a thread of its own, until it is dropped.
 pub(crate) struct Statistics {
@@ -62,7 +71,7 @@ pub(crate) struct Statistics {
 struct Shared {
     found: Mutex<Found>,
     /// What is to be watched from the next window on.
-    added: Mutex<Vec<Watched>>,
+    added: Mutex<Vec<WatchedProbe>>,
     is_over: Mutex<bool>,
     wake: Condvar,
 }
@@ -71,6 +80,7 @@ struct Shared {
 struct Found {
     costs: BTreeMap<&'static str, Cost>,
     maps: Vec<(&'static str, String, u32, u32)>,
+    governed: Samples,
 }
 
 /// What the programs of one probe did, in all or in one window.
@@ -80,24 +90,41 @@ struct Cost {
     seconds: f64,
 }
 
+impl Cost {
+    fn since(self, before: &Self) -> Self {
+        Self { runs: (self.runs - before.runs).max(0.0), seconds: (self.seconds - before.seconds).max(0.0) }
+    }
+}
+
 impl Statistics {
-    /// Watches what is loaded. `begin` runs first on the new thread, which needs CAP_SYS_ADMIN and nothing else.
-    pub(crate) fn start(loaded: &[Loaded], begin: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let mut watched = Watched::of(loaded)?;
+    /// Watches what is loaded, and what of the machine's CPU time it takes against the budget. `begin` runs first on
+    /// the new thread, which needs CAP_SYS_ADMIN, and CAP_DAC_READ_SEARCH to attach again what it detached.
+    pub(crate) fn start(
+        loaded: &[Loaded],
+        bounds: &Bounds,
+        pauses: Pauses,
+        begin: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let mut watcher = Watcher {
+            probes: WatchedProbe::of_all(loaded)?,
+            cpus: aya::util::nr_cpus().map_err(|(_, error)| error)? as f64,
+            governor: Governor::new(bounds),
+            pauses,
+        };
         let shared = Arc::new(Shared::default());
         let thread = std::thread::Builder::new().name("statistics".to_owned());
         let of_thread = Arc::clone(&shared);
         let thread = thread.spawn(move || {
             begin();
-            watched.run(&of_thread);
+            watcher.run(&of_thread);
         })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Watches more, from the next window on, which begins at once.
     pub(crate) fn add(&self, loaded: &[Loaded]) -> io::Result<()> {
-        let watched = Watched::of(loaded)?;
-        lock(&self.shared.added).push(watched);
+        let watched = WatchedProbe::of_all(loaded)?;
+        lock(&self.shared.added).extend(watched);
         self.shared.wake.notify_all();
         Ok(())
     }
@@ -117,6 +144,7 @@ impl Statistics {
         for (probe, map, _, capacity) in &found.maps {
             out.count(&MAP_CAPACITY, &[probe, map], u64::from(*capacity));
         }
+        out.append(found.governed.clone());
     }
 }
 
@@ -155,44 +183,58 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Programs and maps by descriptors of our own, so that the probes can be read meanwhile.
-struct Watched {
-    programs: Vec<(&'static str, OwnedFd)>,
-    maps: Vec<WatchedMap>,
-    clocks: Vec<Weak<CpuClock>>,
+/// A probe by descriptors of our own, so that it can be read meanwhile.
+struct WatchedProbe {
+    probe: &'static Probe,
+    /// Gone when the probe is.
+    attached: Weak<Mutex<Attached>>,
+    programs: Vec<OwnedFd>,
+    maps: Vec<(String, RawMap)>,
 }
 
-struct WatchedMap {
-    probe: &'static str,
-    name: String,
-    map: RawMap,
-}
-
-impl Watched {
-    fn of(loaded: &[Loaded]) -> io::Result<Self> {
-        let mut watched = Self { programs: Vec::new(), maps: Vec::new(), clocks: Vec::new() };
-        watched.clocks.extend(loaded.iter().flat_map(|it| &it.clocks).map(Arc::downgrade));
-        for (probe, ebpf) in loaded.iter().filter_map(|it| Some((it.probe.name, it.ebpf.as_ref()?))) {
-            // What is not attached has no descriptor.
-            let attached = ebpf.programs().filter_map(|(_, program)| descriptor(program));
-            watched.programs.extend(attached.map(|fd| (probe, fd)));
-            for (name, map) in ebpf.maps() {
-                watched.maps.extend(WatchedMap::of(probe, name, map)?);
-            }
-        }
-        Ok(watched)
+impl WatchedProbe {
+    fn of_all(loaded: &[Loaded]) -> io::Result<Vec<Self>> {
+        let active = loaded.iter().filter_map(|it| Some((it.probe, it.attached.as_ref()?)));
+        active.map(|(probe, attached)| Self::of(probe, attached)).collect()
     }
 
+    fn of(probe: &'static Probe, attached: &attached::Shared) -> io::Result<Self> {
+        let locked = attached::lock(attached);
+        let mut maps = Vec::new();
+        for (name, map) in locked.ebpf.maps() {
+            // The entries of others are all there from the start, or cannot be counted.
+            let map = RawMap::open(map)?.filter(RawMap::is_hash);
+            maps.extend(map.map(|map| (name.to_owned(), map)));
+        }
+        // What is not loaded has no descriptor.
+        let programs = locked.ebpf.programs().filter_map(|(_, program)| descriptor(program)).collect();
+        Ok(Self { probe, attached: Arc::downgrade(attached), programs, maps })
+    }
+
+    fn cost(&self) -> io::Result<Cost> {
+        self.programs.iter().try_fold(Cost::default(), |sum, program| {
+            let more = cost(program)?;
+            Ok(Cost { runs: sum.runs + more.runs, seconds: sum.seconds + more.seconds })
+        })
+    }
+}
+
+/// What the thread works with.
+struct Watcher {
+    probes: Vec<WatchedProbe>,
+    cpus: f64,
+    governor: Governor,
+    pauses: Pauses,
+}
+
+impl Watcher {
     fn run(&mut self, shared: &Shared) {
         let mut since = Instant::now();
         let mut is_told = false;
         loop {
-            for added in lock(&shared.added).drain(..) {
-                self.programs.extend(added.programs);
-                self.maps.extend(added.maps);
-                self.clocks.extend(added.clocks);
-            }
-            cpu_clock::follow(&self.clocks);
+            self.probes.append(&mut lock(&shared.added));
+            self.resume();
+            cpu_clock::follow(&self.clocks());
             match self.window(shared, &mut since) {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -203,19 +245,29 @@ impl Watched {
                     is_told = true;
                 }
             }
-            let maps = self.maps.iter().filter_map(|map| {
-                Some((map.probe, map.name.clone(), map.map.count().ok()?, map.map.capacity()))
-            });
-            let maps = maps.collect();
-            lock(&shared.found).maps = maps;
-            if !shared.sleep_unless(PERIOD - WINDOW, || !lock(&shared.added).is_empty()) {
+            lock(&shared.found).maps = self.maps();
+            let period = if self.governor.is_pressed() { PERIOD_PRESSED } else { PERIOD };
+            let pause = self.governor.next_due(Instant::now()).map_or(period, |due| due.min(period));
+            if !shared.sleep_unless(pause.saturating_sub(WINDOW), || !lock(&shared.added).is_empty()) {
                 return;
             }
         }
     }
 
+    fn clocks(&self) -> Vec<Weak<cpu_clock::CpuClock>> {
+        let attached = self.probes.iter().filter_map(|it| it.attached.upgrade());
+        attached.flat_map(|it| attached::lock(&it).clocks()).collect()
+    }
+
+    fn maps(&self) -> Vec<(&'static str, String, u32, u32)> {
+        let maps =
+            self.probes.iter().flat_map(|it| it.maps.iter().map(|(name, map)| (it.probe.name, name, map)));
+        maps.filter_map(|(probe, name, map)| Some((probe, name.clone(), map.count().ok()?, map.capacity())))
+            .collect()
+    }
+
     /// Lets the kernel count for a while, and adds what that says of the time since the last window ended.
-    fn window(&self, shared: &Shared, since: &mut Instant) -> io::Result<bool> {
+    fn window(&mut self, shared: &Shared, since: &mut Instant) -> io::Result<bool> {
         let counting = enable_stats(Stats::RunTime).map_err(|error| error.io_error)?;
         let (start, before) = (Instant::now(), self.costs()?);
         if !shared.sleep(WINDOW) {
@@ -223,19 +275,62 @@ impl Watched {
         }
         let (end, after) = (Instant::now(), self.costs()?);
         drop(counting);
-        let scale = end.duration_since(*since).as_secs_f64() / end.duration_since(start).as_secs_f64();
+        let window = end.duration_since(start).as_secs_f64();
+        let scale = end.duration_since(*since).as_secs_f64() / window;
         *since = end;
+        let spent: Vec<Cost> = before.iter().zip(&after).map(|(before, after)| after.since(before)).collect();
+        let parts = self.probes.iter().zip(&spent).map(|(watched, spent)| governor::Cost {
+            probe: watched.probe.name,
+            priority: watched.probe.priority,
+            part: spent.seconds / window / self.cpus,
+        });
+        let parts = parts.collect();
         let mut found = lock(&shared.found);
-        for ((probe, before), (_, after)) in before.iter().zip(&after) {
-            let total = found.costs.entry(probe).or_default();
-            total.runs += (after.runs - before.runs).max(0.0) * scale;
-            total.seconds += (after.seconds - before.seconds).max(0.0) * scale;
+        for (watched, spent) in self.probes.iter().zip(&spent) {
+            let total = found.costs.entry(watched.probe.name).or_default();
+            total.runs += spent.runs * scale;
+            total.seconds += spent.seconds * scale;
         }
+        for (probe, why) in self.governor.judge(parts, end) {
+            self.pause(probe, why);
+        }
+        found.governed = Samples::default();
+        self.governor.tell(&mut found.governed);
         Ok(true)
     }
 
-    fn costs(&self) -> io::Result<Vec<(&'static str, Cost)>> {
-        self.programs.iter().map(|(probe, fd)| Ok((*probe, cost(fd)?))).collect()
+    fn costs(&self) -> io::Result<Vec<Cost>> {
+        self.probes.iter().map(WatchedProbe::cost).collect()
+    }
+
+    fn attached(&self, probe: &str) -> Option<(&'static Probe, attached::Shared)> {
+        let watched = self.probes.iter().find(|watched| watched.probe.name == probe)?;
+        Some((watched.probe, watched.attached.upgrade()?))
+    }
+
+    fn pause(&self, probe: &'static str, why: String) {
+        let Some((_, attached)) = self.attached(probe) else { return };
+        attached::lock(&attached).pause();
+        tracing::warn!(probe, %why, "probe is not active");
+        self.pauses.begin(probe, why);
+    }
+
+    fn resume(&mut self) {
+        let now = Instant::now();
+        for probe in self.governor.due(now) {
+            let Some((def, attached)) = self.attached(probe) else { continue };
+            let outcome = attached::lock(&attached).resume(def.in_flight);
+            match outcome {
+                Ok(()) => {
+                    self.pauses.end(probe);
+                    tracing::info!(probe, "probe is active again");
+                }
+                Err(error) => {
+                    tracing::warn!(probe, %error, "probe stays detached for as long again");
+                    self.governor.put_off(probe, now);
+                }
+            }
+        }
     }
 }
 
@@ -262,16 +357,4 @@ fn cost(program: &OwnedFd) -> io::Result<Cost> {
 
 fn descriptor(program: &Program) -> Option<OwnedFd> {
     program.fd().ok()?.as_fd().try_clone_to_owned().ok()
-}
-
-impl WatchedMap {
-    /// `None` for a map that is no hash: its entries are all there from the start, or cannot be counted.
-    fn of(probe: &'static str, name: &str, map: &Map) -> io::Result<Option<Self>> {
-        let is_hash = matches!(
-            map,
-            Map::HashMap(_) | Map::LruHashMap(_) | Map::PerCpuHashMap(_) | Map::PerCpuLruHashMap(_)
-        );
-        let opened = if is_hash { RawMap::open(map)? } else { None };
-        Ok(opened.map(|map| Self { probe, name: name.to_owned(), map }))
-    }
 }

@@ -30,6 +30,7 @@ fn row(probe: &ProbeStatus) -> Vec<String> {
     let (state, why) = match &probe.state {
         ProbeState::Active => ("active", String::new()),
         ProbeState::Disabled { why } => ("disabled", why.clone()),
+        ProbeState::Paused { why } => ("paused", why.clone()),
         ProbeState::Failed { why } => ("failed", why.clone()),
     };
     vec![probe.name.to_owned(), state.to_owned(), hooks(probe), why]

@@ -3,6 +3,7 @@
 use crate::collectors;
 use crate::flags::Flags;
 use kpulse_common::config::{self, ConfigError, Layers};
+use kpulse_common::governor::Governor;
 use kpulse_common::logging::Log;
 use kpulse_common::paths::Paths;
 use kpulse_common::thresholds::Thresholds;
@@ -33,6 +34,8 @@ pub struct Config {
     pub thresholds: Thresholds,
     /// Containers with series of their own; the rest share one.
     pub container_max: u32,
+    /// What the probes may cost.
+    pub governor: Governor,
 }
 
 /// The `web:` block.
@@ -88,6 +91,7 @@ impl Config {
             disable_defaults: !is_enabled,
             thresholds: Thresholds::default(),
             container_max: 512,
+            governor: Governor::default(),
         }
     }
 
@@ -113,6 +117,9 @@ impl Config {
         }
         if self.container_max == 0 {
             return refused("container_max", "at least 1 is needed".into());
+        }
+        if let Err((key, why)) = self.governor.check() {
+            return refused(key, why.into());
         }
         Ok(self)
     }

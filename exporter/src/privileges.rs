@@ -12,8 +12,8 @@ pub struct Capability(u32);
 
 /// Opens a cgroup by its id, and reads procfs and certificates that are not ours.
 const DAC_READ_SEARCH: Capability = Capability(2);
-/// Switches the counting of BPF run times.
-pub const SYS_ADMIN: Capability = Capability(21);
+/// Switches the counting of BPF run times, and attaches programs.
+const SYS_ADMIN: Capability = Capability(21);
 /// Reads kernel addresses, where a drop is told by its function.
 const SYSLOG: Capability = Capability(34);
 /// Reads maps: before 5.19 every use of bpf(2) wants it where unprivileged BPF is off.
@@ -21,6 +21,9 @@ const BPF: Capability = Capability(39);
 
 /// What a scrape needs.
 pub const SCRAPE: &[Capability] = &[DAC_READ_SEARCH, SYSLOG, BPF];
+
+/// What it takes to count what the probes cost, and to attach again those that were detached over it.
+pub const WATCH_COST: &[Capability] = &[SYS_ADMIN, DAC_READ_SEARCH];
 
 /// `_LINUX_CAPABILITY_VERSION_3`: two words of each set.
 const VERSION: u32 = 0x2008_0522;

@@ -9,7 +9,7 @@ use kpulse_common::http::Request;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use kpulse_common::paths::Paths;
 use kpulse_common::self_metrics;
-use kpulse_exporter_ebpf::{LoadOptions, Probe, ProbeSet, ProbeState, ProbeStatus, Want, probes};
+use kpulse_exporter_ebpf::{LoadOptions, Pauses, Probe, ProbeSet, ProbeState, ProbeStatus, Want, probes};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,9 +52,15 @@ pub struct Scraper {
     is_silent_on_itself: bool,
     turns: Arc<Turns>,
     /// `None` until the probes are loaded and were read once.
-    loaded: Mutex<Option<Arc<[ProbeStatus]>>>,
+    loaded: Mutex<Option<Loaded>>,
     /// The last failure of each collector, so that one that stays is logged once.
     failures: Mutex<BTreeMap<&'static str, String>>,
+}
+
+/// How the probes were when they were loaded, and what changed since.
+struct Loaded {
+    status: Vec<ProbeStatus>,
+    pauses: Pauses,
 }
 
 /// How the probes of a configuration are to be loaded.
@@ -64,6 +70,7 @@ pub fn load_options(config: &Config) -> LoadOptions {
         want: Want::Metrics,
         disabled: config.disabled_probes(),
         container_max: config.container_max,
+        governor: config.governor.clone(),
         paths: config.path.clone(),
         ..LoadOptions::default()
     }
@@ -89,14 +96,15 @@ impl Scraper {
     pub fn load(&self, options: &LoadOptions) -> Vec<&'static Probe> {
         let mut probes = ProbeSet::load(probes::ALL, options);
         let (status, to_retry) = (probes.status(), probes.to_retry());
+        let pauses = probes.pauses();
         probes.watch_cost(|| {
-            if let Err(error) = privileges::keep_only(&[privileges::SYS_ADMIN]) {
+            if let Err(error) = privileges::keep_only(privileges::WATCH_COST) {
                 tracing::warn!(%error, "the capabilities that counting runs does not need are kept");
             }
         });
         self.turns.add_probes(probes);
         self.collect(&Filter::All, Instant::now() + FIRST_TIMEOUT, &mut Samples::default());
-        *lock(&self.loaded) = Some(status.into());
+        *lock(&self.loaded) = Some(Loaded { status, pauses });
         to_retry
     }
 
@@ -110,9 +118,11 @@ impl Scraper {
             tracing::info!(probe = probe.name, "probe is active after another attempt");
         }
         let mut loaded = lock(&self.loaded);
-        let before = loaded.iter().flat_map(|status| status.iter().cloned());
-        let status = before.map(|old| found.iter().find(|new| new.name == old.name).cloned().unwrap_or(old));
-        *loaded = Some(status.collect());
+        for old in loaded.iter_mut().flat_map(|loaded| &mut loaded.status) {
+            if let Some(new) = found.iter().find(|new| new.name == old.name) {
+                *old = new.clone();
+            }
+        }
         to_retry
     }
 
@@ -122,8 +132,12 @@ impl Scraper {
     }
 
     /// The state of every probe; `None` while they load.
-    pub fn status(&self) -> Option<Arc<[ProbeStatus]>> {
-        lock(&self.loaded).clone()
+    pub fn status(&self) -> Option<Vec<ProbeStatus>> {
+        let loaded = lock(&self.loaded);
+        let Loaded { status, pauses } = loaded.as_ref()?;
+        let mut status = status.clone();
+        pauses.apply(&mut status);
+        Some(status)
     }
 
     /// Reads everything that the filter takes, in the time that the client waits.

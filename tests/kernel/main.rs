@@ -9,6 +9,7 @@ mod clock_step;
 mod compaction;
 mod cpu_sample;
 mod direct_reclaim;
+mod governor;
 mod hardirq;
 mod hardware_error;
 mod hotplug;

@@ -28,6 +28,6 @@ pub fn open(probes: &mut ProbeSet) -> anyhow::Result<CpuSamples> {
 pub fn why_inactive(probes: &ProbeSet) -> Option<String> {
     probes.status().into_iter().find_map(|status| match status.state {
         ProbeState::Active => None,
-        ProbeState::Disabled { why } | ProbeState::Failed { why } => Some(why),
+        ProbeState::Disabled { why } | ProbeState::Failed { why } | ProbeState::Paused { why } => Some(why),
     })
 }

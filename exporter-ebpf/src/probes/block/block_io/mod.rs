@@ -6,7 +6,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
@@ -122,6 +122,8 @@ pub const PROBE: Probe = Probe {
             by_owner: ByContainer::new(kernel.hierarchy),
         }))
     }),
+    in_flight: &[InFlight::all("queued"), InFlight::all("issued")],
+    priority: Priority::High,
     ..Probe::EMPTY
 };
 

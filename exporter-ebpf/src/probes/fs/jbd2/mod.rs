@@ -6,7 +6,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf, tracepoint};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, InFlight, Probe};
 use crate::probes::{abi, bpf_object};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
@@ -67,6 +67,7 @@ pub const PROBE: Probe = Probe {
             devices: BlockDevices::new(kernel.paths),
         }))
     }),
+    in_flight: &[InFlight::all("commits")],
     ..Probe::EMPTY
 };
 

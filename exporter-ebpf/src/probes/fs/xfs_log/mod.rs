@@ -6,7 +6,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf, tracepoint};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe, Want};
+use crate::probe::{Collector, EventDef, InFlight, Probe, Want};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
@@ -113,6 +113,12 @@ pub const PROBE: Probe = Probe {
             devices: BlockDevices::new(kernel.paths),
         }))
     }),
+    in_flight: &[
+        InFlight::all("grants"),
+        InFlight::all("forces"),
+        InFlight::all("writes"),
+        InFlight::all("waiting"),
+    ],
     ..Probe::EMPTY
 };
 

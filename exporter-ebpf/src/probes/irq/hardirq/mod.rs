@@ -4,7 +4,7 @@ use crate::abi::histogram;
 use crate::error::ProbeError;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, InFlight, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
@@ -51,6 +51,8 @@ pub const PROBE: Probe = Probe {
         let interrupts = kernel.paths.sysfs.join("kernel/irq");
         Ok(Box::new(Reader { duration, interrupts, known: HashMap::new(), former: BTreeMap::new() }))
     }),
+    in_flight: &[InFlight::all("running")],
+    priority: Priority::Low,
     ..Probe::EMPTY
 };
 

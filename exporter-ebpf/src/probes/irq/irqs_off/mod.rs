@@ -4,7 +4,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::container::Identities;
@@ -12,6 +12,7 @@ use kpulse_common::event::schema_of;
 use kpulse_common::metric::{MetricDef, Samples};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::mem::offset_of;
 
 abi!("irqs_off");
 
@@ -49,6 +50,10 @@ pub const PROBE: Probe = Probe {
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { late: maps.table("late")? }))),
     in_interrupt: true,
+    in_flight: &[InFlight::part(
+        "late",
+        offset_of!(abi::irqs_off_value, served_ns)..size_of::<abi::irqs_off_value>(),
+    )],
     ..Probe::EMPTY
 };
 

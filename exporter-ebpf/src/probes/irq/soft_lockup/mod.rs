@@ -4,7 +4,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, cpu_clock_at};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
@@ -12,6 +12,7 @@ use kpulse_common::event::schema_of;
 use kpulse_common::metric::{MetricDef, Samples};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::mem::offset_of;
 
 abi!("soft_lockup");
 
@@ -39,6 +40,10 @@ pub const PROBE: Probe = Probe {
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { stretches: maps.table("stretches")? }))),
     in_interrupt: true,
+    in_flight: &[InFlight::part(
+        "stretches",
+        offset_of!(abi::soft_lockup_value, since_ns)..size_of::<abi::soft_lockup_value>(),
+    )],
     ..Probe::EMPTY
 };
 

@@ -4,7 +4,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
@@ -12,6 +12,7 @@ use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::mem::offset_of;
 
 abi!("softirq");
 
@@ -60,6 +61,7 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { vectors: maps.table("vectors")? }))),
+    in_flight: &[InFlight::part("vectors", 0..offset_of!(abi::softirq_value, latency))],
     ..Probe::EMPTY
 };
 

@@ -6,7 +6,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::clock::monotonic_ns;
@@ -66,6 +66,7 @@ pub const PROBE: Probe = Probe {
             containers: ByContainer::new(kernel.hierarchy),
         }))
     }),
+    in_flight: &[InFlight::all("calls")],
     ..Probe::EMPTY
 };
 

@@ -3,10 +3,11 @@
 use crate::error::ProbeError;
 use crate::hook::{Hook, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, InFlight, Probe};
 use crate::probes::{abi, bpf_object};
 use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
+use std::mem::offset_of;
 use threads::Threads;
 
 mod threads;
@@ -36,6 +37,10 @@ pub const PROBE: Probe = Probe {
     collector: Some(|maps, kernel| {
         Ok(Box::new(Reader { nodes: maps.table("nodes")?, threads: Threads::find(&kernel.paths.procfs) }))
     }),
+    in_flight: &[InFlight::part(
+        "nodes",
+        offset_of!(abi::kswapd_value, awake_since_ns)..size_of::<abi::kswapd_value>(),
+    )],
     ..Probe::EMPTY
 };
 

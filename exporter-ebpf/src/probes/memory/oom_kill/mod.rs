@@ -5,7 +5,7 @@ use crate::error::ProbeError;
 use crate::features::{Feature, page_bytes};
 use crate::hook::{Hook, tp_btf};
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, EventDef, Kernel, Probe};
+use crate::probe::{Collector, EventDef, Kernel, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, known, view};
 use crate::symbols::ranges_by_function;
@@ -56,6 +56,7 @@ pub const PROBE: Probe = Probe {
         }
         Ok(Box::new(Reader { kills, containers: ByContainer::new(kernel.hierarchy) }))
     }),
+    priority: Priority::High,
     ..Probe::EMPTY
 };
 

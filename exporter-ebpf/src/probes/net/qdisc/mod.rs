@@ -5,7 +5,7 @@ use crate::error::ProbeError;
 use crate::hook::{Hook, tp_btf};
 use crate::maps::Table;
 use crate::net_devices::ByNetDevice;
-use crate::probe::{Collector, Probe};
+use crate::probe::{Collector, InFlight, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::comm;
 use kpulse_common::container::Identities;
@@ -43,6 +43,8 @@ pub const PROBE: Probe = Probe {
             losses: maps.table("losses")?,
         }))
     }),
+    in_flight: &[InFlight::all("queued")],
+    priority: Priority::Low,
     ..Probe::EMPTY
 };
 

@@ -9,7 +9,7 @@ use crate::flow::Flow;
 use crate::hook::{Hook, tp_btf};
 use crate::keyed::KeyedByContainer;
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, EventDef, Kernel, Probe, Upkeep};
+use crate::probe::{Collector, EventDef, Kernel, Priority, Probe, Upkeep};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use kpulse_common::clock::real_offset_ns;
@@ -58,6 +58,7 @@ pub const PROBE: Probe = Probe {
     }],
     upkeep: Some(|maps| Ok(Box::new(Stamps::open(maps)?))),
     collector: Some(|maps, kernel| Ok(Box::new(Reader::open(maps, kernel)?))),
+    priority: Priority::Low,
     ..Probe::EMPTY
 };
 

@@ -7,7 +7,7 @@ use crate::flow::Flow;
 use crate::hook::{Hook, fexit, tp_btf};
 use crate::keyed::{KeyedByContainer, Nanoseconds};
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, EventDef, Kernel, Probe, Want};
+use crate::probe::{Collector, EventDef, InFlight, Kernel, Probe, Want};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
@@ -79,6 +79,7 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, kernel| Ok(Box::new(Reader::open(maps, kernel)?))),
+    in_flight: &[InFlight::all("connections")],
     ..Probe::EMPTY
 };
 

@@ -1,18 +1,19 @@
 #![doc = include_str!("README.md")]
 
+use crate::attached;
 use crate::cpu_clock::{self, CpuClock};
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, cpu_clock};
 use crate::loader::ProbeSet;
 use crate::maps::{Maps, Table};
-use crate::probe::Probe;
+use crate::probe::{Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::comm;
 use kpulse_common::container::{CgroupId, Hierarchy};
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 abi!("cpu_sample");
 
@@ -24,6 +25,7 @@ pub const PROBE: Probe = Probe {
     hooks: &[Hook::any("cpu_clock", &[cpu_clock("cpu_clock")])],
     controller: "cpu",
     samples: true,
+    priority: Priority::Essential,
     ..Probe::EMPTY
 };
 
@@ -80,7 +82,8 @@ impl CpuSamples {
     pub fn open(set: &mut ProbeSet) -> Result<Self, ProbeError> {
         let index = set.loaded.iter().position(|loaded| loaded.probe.name == PROBE.name);
         let loaded = index.map(|index| &set.loaded[index]);
-        let Some((loaded, ebpf)) = loaded.and_then(|loaded| Some((loaded, loaded.ebpf.as_ref()?))) else {
+        let Some((loaded, attached)) = loaded.and_then(|loaded| Some((loaded, loaded.attached.as_ref()?)))
+        else {
             let why = set
                 .status()
                 .iter()
@@ -90,7 +93,8 @@ impl CpuSamples {
                 why.unwrap_or_else(|| "cpu_sample was not loaded".into()),
             ));
         };
-        let maps = Maps(ebpf);
+        let attached = attached::lock(attached);
+        let maps = Maps(&attached.ebpf);
         let generation = |stacks, counts| {
             Ok::<_, ProbeError>(Generation { stacks: maps.table(stacks)?, counts: maps.table(counts)? })
         };
@@ -100,7 +104,7 @@ impl CpuSamples {
             switch: maps.table(".bss")?,
             filled: 0,
             hierarchy: loaded.hierarchy,
-            clocks: loaded.clocks.iter().map(Arc::downgrade).collect(),
+            clocks: attached.clocks(),
         })
     }
 

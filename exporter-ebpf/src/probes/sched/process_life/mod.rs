@@ -5,7 +5,7 @@ use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
 use crate::life::{Change, Life, LifeDef, ProcessId, RingFull};
 use crate::maps::{Maps, Table};
-use crate::probe::Probe;
+use crate::probe::{Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{comm, view};
 
@@ -22,6 +22,7 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "cpu",
     lives: Some(&LifeDef { ring: "lives", decode, ring_full }),
+    priority: Priority::Essential,
     ..Probe::EMPTY
 };
 

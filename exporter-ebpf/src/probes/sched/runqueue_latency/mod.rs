@@ -5,7 +5,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use kpulse_common::container::Identities;
@@ -72,6 +72,8 @@ pub const PROBE: Probe = Probe {
         let containers = ByContainer::new(kernel.hierarchy);
         Ok(Box::new(Reader { accounts, losses: maps.table("losses")?, containers }))
     }),
+    in_flight: &[InFlight::all("runnable")],
+    priority: Priority::High,
     ..Probe::EMPTY
 };
 

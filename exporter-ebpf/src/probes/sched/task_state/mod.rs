@@ -5,7 +5,7 @@ use crate::error::ProbeError;
 use crate::features::{Feature, page_bytes};
 use crate::hook::{Hook, iter, raw_tp, tp_btf};
 use crate::maps::{Maps, Table};
-use crate::probe::{Collector, EventDef, Kernel, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Kernel, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, known, view};
 use crate::scan::Scan;
@@ -114,6 +114,8 @@ pub const PROBE: Probe = Probe {
             has_hangs: kernel.has_hook("sched_process_hang"),
         }))
     }),
+    in_flight: &[InFlight::all("since")],
+    priority: Priority::High,
     ..Probe::EMPTY
 };
 

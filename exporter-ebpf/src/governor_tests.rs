@@ -1,0 +1,101 @@
+use super::*;
+use proptest::prelude::*;
+
+const PAUSE: Duration = Duration::from_secs(60);
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn cost(probe: &'static str, priority: Priority, part: f64) -> Cost {
+    Cost { probe, priority, part }
+}
+
+fn governor(budget: f64) -> Governor {
+    Governor::new(&Bounds { budget, pause: PAUSE })
+}
+
+fn names(paused: &[(&'static str, String)]) -> Vec<&'static str> {
+    paused.iter().map(|(probe, _)| *probe).collect()
+}
+
+/// The second of two windows alike.
+fn judge_twice(governor: &mut Governor, costs: &[Cost], now: Instant) -> Vec<&'static str> {
+    assert!(governor.judge(costs.to_vec(), now).is_empty(), "one window may have met a burst");
+    names(&governor.judge(costs.to_vec(), now))
+}
+
+#[test]
+fn what_matters_least_goes_first_and_the_costliest_of_it() {
+    let costs = [
+        cost("high", Priority::High, 0.02),
+        cost("cheap", Priority::Low, 0.001),
+        cost("dear", Priority::Low, 0.004),
+        cost("normal", Priority::Normal, 0.003),
+    ];
+    let now = Instant::now();
+    assert_eq!(judge_twice(&mut governor(0.025), &costs, now), ["dear"]);
+    assert_eq!(judge_twice(&mut governor(0.021), &costs, now), ["dear", "cheap", "normal"]);
+    assert_eq!(judge_twice(&mut governor(0.01), &costs, now), ["dear", "cheap", "normal", "high"]);
+}
+
+#[test]
+fn a_burst_or_no_budget_pauses_nothing() {
+    let (over, under) = ([cost("a", Priority::Low, 0.5)], [cost("a", Priority::Low, 0.005)]);
+    let mut bounded = governor(0.01);
+    for costs in [&over, &under, &over, &under] {
+        assert!(bounded.judge(costs.to_vec(), Instant::now()).is_empty());
+    }
+    let mut unbounded = governor(0.0);
+    for _ in 0..5 {
+        assert!(unbounded.judge(over.to_vec(), Instant::now()).is_empty());
+    }
+}
+
+#[test]
+fn it_comes_back_later_each_time_until_it_was_calm_for_long() {
+    let costs = [cost("a", Priority::Normal, 0.5)];
+    let (mut governor, mut now) = (governor(0.01), Instant::now());
+    for minutes in [1, 2, 4, 8, 12, 12] {
+        assert_eq!(judge_twice(&mut governor, &costs, now), ["a"]);
+        now += Duration::from_secs(minutes * 60 - 1);
+        assert!(governor.due(now).is_empty(), "{minutes} minutes are not over");
+        assert_eq!(governor.next_due(now), Some(Duration::from_secs(1)));
+        now += Duration::from_secs(1);
+        assert_eq!(governor.due(now), ["a"]);
+        assert!(governor.due(now).is_empty(), "it is back");
+    }
+    now += PAUSE * PAUSES_MAX;
+    assert_eq!(judge_twice(&mut governor, &costs, now), ["a"]);
+    assert_eq!(governor.due(now + PAUSE), ["a"]);
+}
+
+#[test]
+fn one_that_cannot_be_attached_waits_as_long_again() {
+    let (mut governor, now) = (governor(0.01), Instant::now());
+    judge_twice(&mut governor, &[cost("a", Priority::Normal, 0.5)], now);
+    assert_eq!(governor.due(now + PAUSE), ["a"]);
+    governor.put_off("a", now + PAUSE);
+    assert!(governor.due(now + PAUSE).is_empty());
+    assert_eq!(governor.due(now + PAUSE * 2), ["a"]);
+}
+
+proptest! {
+    #[test]
+    fn what_stays_fits_the_budget_and_nothing_goes_in_vain(
+        parts in prop::collection::vec((0.0..0.02f64, 0..3u8), NAMES.len()),
+        budget in 0.001..0.05f64,
+    ) {
+        let priority = |number| [Priority::Low, Priority::Normal, Priority::High][usize::from(number)];
+        let costs: Vec<Cost> =
+            NAMES.iter().zip(&parts).map(|(name, (part, number))| cost(name, priority(*number), *part)).collect();
+        let mut governor = governor(budget);
+        let now = Instant::now();
+        governor.judge(costs.clone(), now);
+        let gone = names(&governor.judge(costs.clone(), now));
+        let left = |gone: &[&str]| -> f64 {
+            costs.iter().filter(|cost| !gone.contains(&cost.probe)).map(|cost| cost.part).sum()
+        };
+        prop_assert!(left(&gone) <= budget + 1e-9);
+        if let Some((_, before)) = gone.split_last() {
+            prop_assert!(left(before) > budget - 1e-9);
+        }
+    }
+}
