@@ -7,7 +7,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let source = Path::new("kernel/burn/burn.bpf.c");
+    let source = Path::new("src/burn/burn.bpf.c");
     let include = Path::new("../exporter-ebpf/include");
     for input in [Path::new("build.rs"), Path::new("../exporter-ebpf/build"), source, include] {
         println!("cargo::rerun-if-changed={}", input.display());

@@ -2,36 +2,14 @@
 
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::memory::touch_huge_pages;
 use kpulse_tests::pressure::{page_cache, vmstat};
 use kpulse_tests::{load, skip, until};
+use std::fs;
 use std::time::Instant;
-use std::{fs, io};
 
 const NAME: &str = "compaction";
 const FAMILY: &str = "kpulse_compaction_duration_seconds";
-const HUGE: usize = 2 << 20;
-
-/// Touches memory of which each huge page may come from direct compaction.
-fn touch_huge_pages(container: &Cgroup, count: usize) -> bool {
-    let (_, went_well) = load::in_child(Some(container), || {
-        // SAFETY: a new private mapping at an address of the kernel's choice; the child's exit unmaps it.
-        unsafe {
-            let (access, kind) =
-                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            let memory = libc::mmap(std::ptr::null_mut(), (count + 1) * HUGE, access, kind, -1, 0);
-            if memory == libc::MAP_FAILED
-                || libc::madvise(memory, (count + 1) * HUGE, libc::MADV_HUGEPAGE) != 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-            for page in 0..count {
-                memory.cast::<u8>().add(page * HUGE + HUGE).write_volatile(1);
-            }
-        }
-        Ok(())
-    });
-    went_well
-}
 
 fn huge_pages_compact() -> bool {
     let chosen = |file: &str| {

@@ -2,6 +2,7 @@
 
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::memory::limited;
 use kpulse_tests::{load, skip};
 use std::fs;
 use std::io::{self, Read};
@@ -9,16 +10,8 @@ use std::path::PathBuf;
 
 const NAME: &str = "direct_reclaim";
 const FAMILY: &str = "kpulse_direct_reclaim_duration_seconds";
-const LIMIT: &str = "16777216";
+const LIMIT: usize = 16 << 20;
 const FILE_BYTES: usize = 48 << 20;
-
-/// A container with a memory limit; `None` where the memory controller is not to be had.
-fn limited(number: u32) -> Option<Cgroup> {
-    let container = Cgroup::container("memory", number).ok()?;
-    let file = if container.is_v1() { "memory.limit_in_bytes" } else { "memory.max" };
-    container.set(file, LIMIT).ok()?;
-    Some(container)
-}
 
 /// How often the limit was met, by the cgroup's own count.
 fn limit_hits(container: &Cgroup) -> u64 {
@@ -79,7 +72,7 @@ fn provoke(container: &Cgroup) -> u32 {
 macro_rules! container_or_skip {
     ($number:expr) => {{
         needs_root!();
-        let Some(container) = limited($number) else {
+        let Some(container) = limited($number, LIMIT) else {
             skip(module_path!(), "the memory controller cannot be used here");
             return;
         };

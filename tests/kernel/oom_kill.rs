@@ -2,7 +2,8 @@
 
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
-use kpulse_tests::{load, skip};
+use kpulse_tests::memory::{exhaust, limited_for_good};
+use kpulse_tests::skip;
 use std::fs;
 
 const NAME: &str = "oom_kill";
@@ -21,32 +22,13 @@ fn kills() -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
 }
 
-/// Takes memory until `bytes` are used, or the kernel objects.
-fn exhaust(container: &Cgroup, bytes: usize) -> bool {
-    let (_, went_well) = load::in_child(Some(container), || {
-        // The kernel's first choice, whatever else runs.
-        fs::write("/proc/self/oom_score_adj", "1000")?;
-        for _ in 0..bytes >> 20 {
-            std::mem::forget(std::hint::black_box(vec![1u8; 1 << 20]));
-        }
-        Ok(())
-    });
-    !went_well
-}
-
 #[test]
 fn a_container_over_its_limit_counts_its_kills() {
     needs_root!();
-    let container = Cgroup::container("memory", 0xd1).expect("a cgroup can be made");
-    let limit = if container.is_v1() { "memory.limit_in_bytes" } else { "memory.max" };
-    if container.set(limit, &LIMIT.to_string()).is_err() {
+    let Some(container) = limited_for_good(0xd1, LIMIT) else {
         skip(module_path!(), "the memory controller cannot be used here");
         return;
-    }
-    // With swap the limit on memory alone kills nobody.
-    let swap =
-        if container.is_v1() { ("memory.memsw.limit_in_bytes", LIMIT) } else { ("memory.swap.max", 0) };
-    let _ = container.set(swap.0, &swap.1.to_string());
+    };
     let mut set = load(NAME, &wanting(Want::Metrics));
     let mut telling = load(NAME, &wanting(Want::Events));
     let mut events = telling.take_events().expect("the rings open");

@@ -1,11 +1,13 @@
 //! Shared by the test programs of this crate.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
+pub mod burn;
 pub mod cgroup;
 pub mod disk;
 pub mod http;
 pub mod kernel_log;
 pub mod load;
+pub mod memory;
 pub mod network;
 pub mod pressure;
 pub mod process;

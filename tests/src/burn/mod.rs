@@ -1,15 +1,17 @@
 //! Faults that a healthy kernel does not have, made by a BPF program that burns time in the right place.
 
-use super::*;
-use kpulse_common::metric::MetricDef;
+use crate::is_guest;
+use kpulse_common::container::Identities;
+use kpulse_common::metric::{MetricDef, Samples};
 use kpulse_exporter_ebpf::hook::{Hook, tp_btf};
 use kpulse_exporter_ebpf::maps::{Maps, Table};
 use kpulse_exporter_ebpf::probe::Kernel;
-use kpulse_exporter_ebpf::{Collector, ProbeError};
-pub use kpulse_tests::is_guest;
+use kpulse_exporter_ebpf::{Collector, Probe, ProbeError};
 
-const BURNS: MetricDef = MetricDef::counter("burns_total", "Burns begun.", &[]);
-const BURNT: MetricDef = MetricDef::counter("burnt_nanoseconds_total", "Time burnt.", &[]);
+/// How many burns have begun.
+pub const BURNS: MetricDef = MetricDef::counter("burns_total", "Burns begun.", &[]);
+/// How long those took that are over.
+pub const BURNT: MetricDef = MetricDef::counter("burnt_nanoseconds_total", "Time burnt.", &[]);
 
 /// As the parser of ELF files needs it.
 #[repr(C, align(32))]
@@ -21,7 +23,7 @@ const BURN: Probe =
     Probe { object: OBJECT, metrics: &[BURNS, BURNT], collector: Some(counter), ..Probe::EMPTY };
 
 /// With interrupts off, when a thread `burn-irqs` leaves a CPU: three times 60 ms.
-pub static IRQS_OFF: Probe = Probe {
+pub const IRQS_OFF: Probe = Probe {
     name: "burn_irqs_off",
     hooks: &[Hook::any(
         "sched_switch",
@@ -32,7 +34,7 @@ pub static IRQS_OFF: Probe = Probe {
 };
 
 /// In a softirq that interrupts a thread `burn-kernel`, once: so long that in a guest the kernel's own watchdog speaks.
-pub static KERNEL: Probe = Probe {
+pub const KERNEL: Probe = Probe {
     name: "burn_kernel",
     hooks: &[Hook::any(
         "softirq_entry",
@@ -43,7 +45,7 @@ pub static KERNEL: Probe = Probe {
 };
 
 /// At the entry of the softirq `timer`: 40 ms each second.
-pub static SOFTIRQ: Probe = Probe {
+pub const SOFTIRQ: Probe = Probe {
     name: "burn_softirq",
     hooks: &[Hook::any(
         "softirq_entry",
@@ -54,7 +56,7 @@ pub static SOFTIRQ: Probe = Probe {
 };
 
 /// At the entry of a device interrupt's handler, once 40 ms.
-pub static HARDIRQ: Probe = Probe {
+pub const HARDIRQ: Probe = Probe {
     name: "burn_hardirq",
     hooks: &[Hook::any(
         "irq_handler_entry",
@@ -63,25 +65,6 @@ pub static HARDIRQ: Probe = Probe {
     globals: || vec![("burn_ns", 40_000_000)],
     ..BURN
 };
-
-/// A burner in the kernel; dropping it takes it out.
-pub struct Burner {
-    set: ProbeSet,
-    name: &'static str,
-}
-
-impl Burner {
-    pub fn start(probe: &'static Probe) -> Self {
-        Self { set: load_probe(probe, &wanting(Want::Metrics)), name: probe.name }
-    }
-
-    /// How many burns have begun, and how long those took that are over.
-    pub fn burnt(&mut self) -> (u64, Duration) {
-        let samples = scrape(&mut self.set, self.name, &mut identities());
-        let nanoseconds = count(&samples, BURNT.name, &[]);
-        (count(&samples, BURNS.name, &[]), Duration::from_nanos(nanoseconds))
-    }
-}
 
 fn counter(maps: &Maps<'_>, _: &Kernel<'_>) -> Result<Box<dyn Collector>, ProbeError> {
     Ok(Box::new(Counter(maps.table("burnt")?)))
