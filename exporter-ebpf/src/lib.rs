@@ -39,3 +39,4 @@ pub use loader::{
 pub use policy::Policies;
 pub use probe::{Collector, EventDef, Probe, Want};
 pub use ring::{EventStream, Fact, Loss};
+pub use statistics::{ProgramCost, count_runs};

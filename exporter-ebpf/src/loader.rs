@@ -151,7 +151,7 @@ pub struct ProbeStatus {
 /// A probe in the kernel. Dropping it takes it out.
 pub(crate) struct Loaded {
     pub(crate) probe: &'static Probe,
-    status: ProbeStatus,
+    pub(crate) status: ProbeStatus,
     /// Whether it failed for a cause that may pass.
     may_pass: bool,
     pub(crate) attached: Option<attached::Shared>,

@@ -8,7 +8,7 @@
 use crate::attached::{self, Attached};
 use crate::cpu_clock;
 use crate::governor::{self, Governor, Pauses};
-use crate::loader::Loaded;
+use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{self, RawMap};
 use crate::probe::Probe;
 use aya::programs::Program;
@@ -268,7 +268,7 @@ impl Watcher {
 
     /// Lets the kernel count for a while, and adds what that says of the time since the last window ended.
     fn window(&mut self, shared: &Shared, since: &mut Instant) -> io::Result<bool> {
-        let counting = enable_stats(Stats::RunTime).map_err(|error| error.io_error)?;
+        let counting = count_runs()?;
         let (start, before) = (Instant::now(), self.costs()?);
         if !shared.sleep(WINDOW) {
             return Ok(false);
@@ -340,6 +340,38 @@ struct InfoAttributes {
     fd: u32,
     bytes: u32,
     info: u64,
+}
+
+/// What one program did while the kernel counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// Function name in the object.
+    pub program: &'static str,
+    /// How often it ran.
+    pub runs: u64,
+    /// CPU time of all runs.
+    pub ns: u64,
+}
+
+/// Has the kernel count the runs of BPF programs without a pause, for as long as the value lives.
+pub fn count_runs() -> io::Result<OwnedFd> {
+    enable_stats(Stats::RunTime).map_err(|error| error.io_error)
+}
+
+impl ProbeSet {
+    /// What the kernel has counted for every program that is attached.
+    pub fn program_costs(&self) -> io::Result<Vec<ProgramCost>> {
+        let mut costs = Vec::new();
+        for (loaded, attached) in self.loaded.iter().filter_map(|it| Some((it, it.attached.as_ref()?))) {
+            let attached = attached::lock(attached);
+            for program in loaded.status.hooks.iter().map(|hook| hook.program) {
+                let Some(fd) = attached.ebpf.program(program).and_then(descriptor) else { continue };
+                let Cost { runs, seconds } = cost(&fd)?;
+                costs.push(ProgramCost { program, runs: runs as u64, ns: (seconds * 1e9).round() as u64 });
+            }
+        }
+        Ok(costs)
+    }
 }
 
 /// What the kernel has counted for a program.

@@ -65,55 +65,32 @@ bench_probes() {
 TELL_ALL='runqueue_latency: {min_wait: 1ns}, block_io: {min_d2c: 1ns, min_q2c: 1ns}, softirq: {min_delay: 1ns},
   task_state: {min_stuck: 1ns}, tcp_connect: {min_handshake: 1ns}, direct_reclaim: {min_duration: 1ns}'
 
-# events_costs PASS WHAT THRESHOLDS [TARGET]: the costs of the gateway and its probes under load, into $work/PASS-before and
-# -after.
+# events_costs WHAT THRESHOLDS [TARGET]: the costs of the gateway and its probes under load.
 events_costs() {
 	local begin cpu
-	echo "thresholds: {$3}" >"$work/gateway.yaml"
+	echo "thresholds: {$2}" >"$work/gateway.yaml"
 	KPULSE_STATE_DIR=$work/state start "http://$address/-/ready" "$release/kpulse-event-gateway" run \
 		--config.file "$work/gateway.yaml" --web.listen-address "$address" --api.listen-address 127.0.0.1:10891 || return
 	load_probes
 	begin=$EPOCHREALTIME cpu=$(cpu_ms)
-	probe_costs "$2" "" || return
-	row "  the gateway itself meanwhile, of a core" "$(calculate "($(cpu_ms) - $cpu) / ($EPOCHREALTIME - $begin) / 10")" % "${4:-}"
-	mv "$work/before" "$work/$1-before"
-	mv "$work/after" "$work/$1-after"
+	probe_costs "$1" "" || return
+	row "  the gateway itself meanwhile, of a core" "$(calculate "($(cpu_ms) - $cpu) / ($EPOCHREALTIME - $begin) / 10")" % "${3:-}"
 	stop_all
 }
 
-# The same load three times: below every threshold; above, with hardly an event let through; and with many. What a run
-# takes in the first is taken off the second, and what both are off the third: an estimate, good to a microsecond or so.
+# The same load three times: below every threshold; above, with hardly an event let through; and with many. Then each probe
+# by itself, with loads that reach what it looks for.
 bench_events() {
 	echo "bench: what events cost, three times half a minute" >&2
-	events_costs quiet "events, below every threshold" "" || return
-	events_costs kept "events, above every threshold, kept back by the rate limit" \
+	events_costs "events, below every threshold" "" || return
+	events_costs "events, above every threshold, kept back by the rate limit" \
 		"$TELL_ALL, rate_limit: {events_per_second: 1, burst: 1}" 5 || return
-	events_costs told "events, above every threshold, 2,000 a second let through" \
+	events_costs "events, above every threshold, 2,000 a second let through" \
 		"$TELL_ALL, rate_limit: {events_per_second: 2000, burst: 2000}" || return
+	echo "bench: what a run, a hit and an event of each probe cost, some minutes" >&2
 	{
 		echo
-		echo "Nanoseconds: of a run below the threshold, of a hit above it that is kept back beyond that, of an event beyond that"
-		awk '
-			function shown(ns) { return ns < 0 ? "noise" : sprintf("%.0f", ns) }
-			{
-				split($1, part, "\""); probe = part[2]
-				count = split(FILENAME, path, "/"); split(path[count], name, "-")
-				pass = name[1]; sign = name[2] == "before" ? -1 : 1
-			}
-			/^kpulse_probe_runs_total/ { runs[pass, probe] += sign * $2 }
-			/^kpulse_probe_run_seconds_total/ { ns[pass, probe] += sign * $2 * 1e9 }
-			/^kpulse_events_produced_total/ { hits[pass, probe] += sign * $2; told[pass, probe] += sign * $2 }
-			/^kpulse_records_lost_total/ && /"(suppressed|ring_full)"/ { told[pass, probe] -= sign * $2 }
-			/^kpulse_events_produced_total/ { probes[probe] }
-			END {
-				for (probe in probes) {
-					kept = hits["kept", probe] - told["kept", probe]
-					if (kept < 1000 || told["told", probe] < 1000 || runs["quiet", probe] < 1) continue
-					run = ns["quiet", probe] / runs["quiet", probe]
-					hit = (ns["kept", probe] - run * runs["kept", probe]) / kept
-					rest = run * runs["told", probe] + hit * (hits["told", probe] - told["told", probe])
-					printf "  %-20s %8s %8s %8s\n", probe, shown(run), shown(hit), shown((ns["told", probe] - rest) / told["told", probe])
-				}
-			}' "$work"/{quiet,kept,told}-{before,after}
+		echo "Nanoseconds of a run that tells nothing, of one whose hit the rate limit keeps back, and of one that makes an event"
+		"$release/examples/event_costs"
 	} >>"$work/probes"
 }

@@ -2,6 +2,8 @@
 # Measures what kpulse costs on this machine and prints it beside the targets. Nothing is asserted: figures depend on
 # the machine and on what else runs. Root is needed for all that comes from the kernel.
 #   run.sh [switches | scrape | probes | events | sizes | profiler]...    only these parts
+# events ends with a table of every program of every probe, each provoked by a load of its own; what this machine cannot
+# provoke is there with the reason. Of some probes alone: target/release/examples/event_costs PROBE...
 #   ROUNDS=8 SECONDS_BUSY=30 SCRAPES=10                          change the length
 set -euo pipefail
 # shellcheck source=../../packaging/environment.sh
@@ -67,7 +69,7 @@ for part in "$@"; do
 	esac
 done
 echo "bench: building (release)" >&2
-cargo build --quiet --release --workspace --bins
+cargo build --quiet --release --workspace --bins --example event_costs
 for program in pingpong load reread; do cc -O2 -Wall -o "$work/$program" "tests/overhead/$program.c"; done
 for part in "$@"; do "bench_$part" || failed "$part"; done
 
