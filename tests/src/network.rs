@@ -4,7 +4,7 @@ use crate::cgroup::Cgroup;
 use crate::load;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Runs `work` in a child with a network namespace of its own, and gives the numbers that it returned.
@@ -41,29 +41,18 @@ pub fn bring_up(device: &str) -> io::Result<()> {
 pub fn fill_queue(device: &str, frames: u32) -> io::Result<()> {
     const PROTOCOL: u16 = 0x88b5; // For experiments: nobody listens.
     const FRAME: [u8; 60] = [0xff; 60];
-    // SAFETY: no memory is involved, and the descriptor is owned by nothing else.
-    let socket = unsafe {
-        let fd = checked(libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0))?;
-        OwnedFd::from_raw_fd(fd)
-    };
+    let socket = open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
     let name = std::ffi::CString::new(device).map_err(io::Error::other)?;
-    // SAFETY: the name is a C string, an all-zero address is valid, and all of it lives through the calls.
-    unsafe {
-        let mut address: libc::sockaddr_ll = std::mem::zeroed();
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = PROTOCOL.to_be();
-        address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-        for _ in 0..frames {
-            let (to, length) = (&raw const address, size_of_val(&address) as libc::socklen_t);
-            let frame = FRAME.as_ptr().cast();
-            let sent =
-                libc::sendto(socket.as_raw_fd(), frame, FRAME.len(), libc::MSG_DONTWAIT, to.cast(), length);
-            let error = io::Error::last_os_error();
-            if sent < 0 && matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) {
-                break;
-            } else if sent < 0 {
-                return Err(error);
-            }
+    // SAFETY: an all-zero address is valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = PROTOCOL.to_be();
+    // SAFETY: the name is a C string that lives through the call.
+    address.sll_ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) } as i32;
+    for _ in 0..frames {
+        match send(&socket, &FRAME, &address) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN)) => break,
+            outcome => outcome?,
         }
     }
     Ok(())
@@ -114,33 +103,51 @@ pub fn counter(group: &str, name: &str) -> io::Result<u64> {
 
 /// A socket of IPv4 that is not connected yet.
 pub fn socket(kind: libc::c_int) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved, and the descriptor is owned by nothing else.
-    unsafe {
-        let fd = checked(libc::socket(libc::AF_INET, kind | libc::SOCK_CLOEXEC, 0))?;
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
+    open(libc::AF_INET, kind, 0)
 }
 
 /// A socket that sends packets of IPv4 with the headers that they are given.
 pub fn raw_socket() -> io::Result<OwnedFd> {
+    open(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW)
+}
+
+fn open(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved, and the descriptor is owned by nothing else.
     unsafe {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        Ok(OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_INET, kind, libc::IPPROTO_RAW))?))
+        let fd = checked(libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol))?;
+        Ok(OwnedFd::from_raw_fd(fd))
     }
 }
 
 /// Sends a packet as it is; the kernel fills in what is zero in its header.
 pub fn send_raw(socket: &impl AsRawFd, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
-    // SAFETY: an all-zero address is valid, and the packet and the address live through the call.
+    send(socket, packet, &address_of(SocketAddrV4::new(to, 0)))
+}
+
+/// Sends to an address of the socket's family, and does not wait for room.
+fn send<A: Copy>(socket: &impl AsRawFd, bytes: &[u8], to: &A) -> io::Result<()> {
+    let (address, length) = (std::ptr::from_ref(to).cast(), size_of::<A>() as libc::socklen_t);
+    // SAFETY: the bytes and the address live through the call, with the lengths that are given.
     let sent = unsafe {
-        let mut address: libc::sockaddr_in = std::mem::zeroed();
-        address.sin_family = libc::AF_INET as u16;
-        address.sin_addr.s_addr = u32::from_ne_bytes(to.octets());
-        let (to, length) = (&raw const address, size_of_val(&address) as libc::socklen_t);
-        libc::sendto(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, to.cast(), length)
+        libc::sendto(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            libc::MSG_DONTWAIT,
+            address,
+            length,
+        )
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn address_of(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+        sin_zero: [0; 8],
+    }
 }
 
 /// Sends datagrams to a port that nobody listens at, which the kernel drops, and gives back the port.
@@ -157,12 +164,7 @@ pub fn drop_datagrams(count: usize) -> io::Result<u16> {
 /// Connects, and waits for that as long as the kernel does.
 pub fn connect(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
     let SocketAddr::V4(address) = address else { return Err(io::Error::other("the socket is of IPv4")) };
-    let raw = libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-        sin_zero: [0; 8],
-    };
+    let raw = address_of(address);
     // SAFETY: the address lives through the call and has the size that is given.
     checked(unsafe {
         libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), size_of_val(&raw) as libc::socklen_t)
