@@ -204,4 +204,6 @@ impl fmt::Display for Test {
 }
 
 #[cfg(test)]
+mod any;
+#[cfg(test)]
 mod tests;

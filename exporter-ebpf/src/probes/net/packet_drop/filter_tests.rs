@@ -1,5 +1,8 @@
 //! The program in the kernel against what an expression means: the same C, compiled for this machine.
 
+#[path = "../../../../../common/src/packet_filter/any.rs"]
+mod any;
+
 use super::*;
 use kpulse_common::packet_filter::PacketFilter;
 use proptest::prelude::*;
@@ -168,45 +171,13 @@ fn any_packet() -> impl Strategy<Value = Packet> {
     )
 }
 
-fn any_test() -> impl Strategy<Value = Test> {
-    let side = || select(Side::ALL);
-    let address = select(ADDRESSES.concat());
-    let address = (side(), address, any::<u8>()).prop_map(|(side, address, length)| {
-        let address: IpAddr = address.parse().unwrap();
-        let length = length % (if address.is_ipv4() { 33 } else { 129 });
-        let address = match (address, mask(address, length)) {
-            (IpAddr::V4(address), Some(IpAddr::V4(mask))) => (address & mask).into(),
-            (IpAddr::V6(address), Some(IpAddr::V6(mask))) => (address & mask).into(),
-            other => panic!("{other:?} are of one family"),
-        };
-        Test::Address { side, address, length }
-    });
-    let protocol = select(&[None, Some(Protocol::Tcp), Some(Protocol::Udp)][..]);
-    let port = || select(PORTS);
-    let ports = (protocol, side(), port(), port()).prop_map(|(protocol, side, one, other)| Test::Ports {
-        protocol,
-        side,
-        first: one.min(other),
-        last: one.max(other),
-    });
-    let device = select(&["lo", "eth0", "eth00", "eth", "abcdefghijklmno"][..]);
-    prop_oneof![
-        select(Protocol::ALL).prop_map(Test::Protocol),
-        address,
-        ports,
-        device.prop_map(|name| Test::Device(name.to_owned()))
-    ]
-}
-
 fn any_expression() -> impl Strategy<Value = Expression> {
-    any_test().prop_map(Expression::Test).prop_recursive(6, 16, 2, |inner| {
-        let pair = (inner.clone(), inner.clone()).prop_map(|(one, other)| (Box::new(one), Box::new(other)));
-        prop_oneof![
-            inner.prop_map(|it| Expression::Not(Box::new(it))),
-            pair.clone().prop_map(|(left, right)| Expression::And(left, right)),
-            pair.prop_map(|(left, right)| Expression::Or(left, right)),
-        ]
-    })
+    let address = |address: &str| address.parse().unwrap();
+    any::any_expression(
+        select(ADDRESSES.concat()).prop_map(address).boxed(),
+        select(PORTS).boxed(),
+        select(&["lo", "eth0", "eth00", "eth", "abcdefghijklmno"][..]).prop_map(str::to_owned).boxed(),
+    )
 }
 
 proptest! {
