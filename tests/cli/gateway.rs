@@ -112,13 +112,7 @@ impl SmallDisk {
 
     /// Lets nobody write to it any more.
     pub fn make_readonly(&self) {
-        let path = CString::new(self.path().to_str().unwrap()).unwrap();
-        let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
-        // SAFETY: the path is terminated and lives through the call; the others may be null for a remount.
-        let outcome = unsafe {
-            libc::mount(std::ptr::null(), path.as_ptr(), std::ptr::null(), flags, std::ptr::null())
-        };
-        assert_eq!(outcome, 0, "{}", std::io::Error::last_os_error());
+        kpulse_tests::disk::make_readonly(self.path()).unwrap();
     }
 
     /// Takes every free byte; removing the file gives them back.

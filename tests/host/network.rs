@@ -1,10 +1,13 @@
 //! Devices, protocols, sockets.
 
-use crate::{Exporter, assert_between, between};
+use crate::{Exporter, assert_between, between, while_child_holds};
 use kpulse_tests::cgroup::Cgroup;
-use kpulse_tests::{is_root, network, skip, until};
+use kpulse_tests::{is_root, network, skip, until, within};
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::io::Read;
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 fn lo(file: &str) -> f64 {
     fs::read_to_string(format!("/sys/class/net/lo/{file}")).unwrap().trim().parse().unwrap()
@@ -115,6 +118,98 @@ fn protocol_counters_grow_by_what_was_provoked() {
     assert!(established >= 50.0, "{established} while {} are held", 2 * held.len());
 }
 
+/// TCP sockets of a network namespace by the kernel's number of their state, both tables of it together.
+fn by_state(folder: &str) -> BTreeMap<String, f64> {
+    let mut counts = BTreeMap::new();
+    for table in ["tcp", "tcp6"].map(|file| fs::read_to_string(format!("{folder}/{file}"))) {
+        let table = table.unwrap_or_default();
+        for line in table.lines().skip(1) {
+            *counts.entry(line.split_ascii_whitespace().nth(3).unwrap().to_owned()).or_default() += 1.0;
+        }
+    }
+    counts
+}
+
+const CONNECTIONS: &str = "kpulse_tcp_connections";
+/// Walks of the kernel's table take a thousandth of the time at most: tens of seconds until the next on a busy machine.
+const PACED: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_containers_connections_are_in_the_states_that_they_were_brought_to() {
+    if !is_root() {
+        return skip("a_containers_connections", "only root can make cgroups and network namespaces");
+    }
+    let container = Cgroup::container("cpu", 0xf3).unwrap();
+    let id = Cgroup::id(0xf3);
+    let exporter = Exporter::start(&["tcp_connections"]);
+    let prepare = || {
+        network::isolate().unwrap();
+        let established = connections(5);
+        let listeners: Vec<_> =
+            ["127.0.0.1:0", "127.0.0.1:0", "[::1]:0"].map(|at| TcpListener::bind(at).unwrap()).into();
+        let half_closed = connections(3);
+        half_closed.iter().for_each(|(client, _)| client.shutdown(Shutdown::Write).unwrap());
+        for (client, mut server) in connections(4) {
+            // Who closes first waits; if both closed at once, both would.
+            drop(client);
+            assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        }
+        (established, listeners, half_closed)
+    };
+    // By number and name, with how many there are.
+    let expected = [
+        ("01", "established", 10.0),
+        ("0A", "listen", 3.0),
+        ("05", "fin_wait2", 3.0),
+        ("08", "close_wait", 3.0),
+        ("06", "time_wait", 4.0),
+    ];
+    while_child_holds(&container, prepare, |pid| {
+        let kernels: BTreeMap<_, _> = expected.map(|(number, _, count)| (number.to_owned(), count)).into();
+        until("the kernel's own account of them", || {
+            (by_state(&format!("/proc/{pid}/net")) == kernels).then_some(())
+        });
+        for (_, state, count) in expected {
+            let labels = [("container_id", id.as_str()), ("state", state)];
+            let is_told = || (exporter.scrape().find(CONNECTIONS, &labels) == Some(count)).then_some(());
+            within(PACED, state, is_told);
+        }
+        let page = exporter.scrape();
+        let lines = page.0.lines().filter(|line| line.starts_with(CONNECTIONS) && line.contains(&id));
+        assert_eq!(lines.count(), expected.len(), "a container has no series of zero");
+    });
+    drop(container);
+    until("end of the series", || (!exporter.scrape().0.contains(&id)).then_some(()));
+}
+
+#[test]
+fn the_hosts_connections_are_those_of_its_own_tables() {
+    let exporter = Exporter::start(&["tcp_connections"]);
+    let value = |state| {
+        let own = "namespace=\"\",pod=\"\",container=\"\",container_id=\"\",state=";
+        let page = exporter.scrape();
+        let line = format!("{CONNECTIONS}{{{own}\"{state}\"}} ");
+        page.0.lines().find_map(|it| it.strip_prefix(&line)?.parse::<f64>().ok()).unwrap()
+    };
+    let held = connections(150);
+    held.iter().take(50).for_each(|(client, _)| client.shutdown(Shutdown::Write).unwrap());
+    let listeners: Vec<_> = (0..100).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    for (number, state, least) in [
+        ("01", "established", 200.0),
+        ("05", "fin_wait2", 50.0),
+        ("08", "close_wait", 50.0),
+        ("0A", "listen", 100.0),
+    ] {
+        // Other tests open and close a few.
+        within(PACED, state, || {
+            let kernels = by_state("/proc/1/net")[number];
+            let told = value(state);
+            (told >= least && (told - kernels).abs() < 16.0).then_some(())
+        });
+    }
+    drop((held, listeners));
+}
+
 #[test]
 fn sockets_in_use_are_those_that_are_open() {
     let exporter = Exporter::start(&["sockstat"]);
@@ -125,6 +220,15 @@ fn sockets_in_use_are_those_that_are_open() {
     // Other tests open and close a few.
     assert!((grown - 64.0).abs() < 16.0, "{grown}");
     drop(held);
+    let is_told = |least: f64, kernels: f64| {
+        let told = exporter.scrape().value("kpulse_sockstat_tcp_time_wait", &[]);
+        // Other tests open and close a few.
+        (told >= least && (told - kernels).abs() < 16.0).then_some(())
+    };
+    let waiting = || by_state("/proc/1/net").get("06").copied().unwrap_or(0.0);
+    // Who closes first waits.
+    connections(60).into_iter().for_each(|(client, server)| drop((client, server)));
+    until("connections in the state time_wait", || is_told(60.0, waiting()));
     let connections = connections(40);
     let page = exporter.scrape();
     let tcp = page.value("kpulse_sockstat_in_use", &[("protocol", "tcp")]);

@@ -171,6 +171,16 @@ impl Drop for Mount {
     }
 }
 
+/// Lets nobody write any more to the file system that is mounted there.
+pub fn make_readonly(point: &Path) -> io::Result<()> {
+    let point = CString::new(point.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
+    // SAFETY: the path is a C string that lives through the call; the others may be null for a remount.
+    let outcome =
+        unsafe { libc::mount(std::ptr::null(), point.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A new file system on a loop device of its own; the mount goes before the device.
 pub struct FileSystem {
     pub mount: Mount,

@@ -32,13 +32,18 @@ pub fn binary(name: &str) -> PathBuf {
 }
 
 /// Asks until there is an answer, at most [`DEADLINE`].
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    within(DEADLINE, what, ask)
+}
+
+/// The same with a deadline of its own, for what is slow by design.
+pub fn within<T>(deadline: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(start.elapsed() < DEADLINE, "no {what} within {DEADLINE:?}");
+        assert!(start.elapsed() < deadline, "no {what} within {deadline:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
