@@ -133,6 +133,12 @@ impl Service {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "kill: {}", std::io::Error::last_os_error());
     }
 
+    /// Whether it has ended, without waiting.
+    pub fn has_ended(&self) -> bool {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         let status = until("end of the service", || self.child.0.try_wait().unwrap());

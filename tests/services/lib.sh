@@ -1,0 +1,42 @@
+# shellcheck shell=bash disable=SC2034 # the variables are for the scripts that read this
+# What the start scripts of the services share; read with `source`.
+
+# shellcheck source=../../packaging/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../packaging/environment.sh"
+HERE=$(dirname "${BASH_SOURCE[0]}")
+SERVICES=$CACHE/services
+
+die() { echo "$(basename "$0"): $*" >&2; exit 1; }
+
+# dependency GROUP ARTIFACT VERSION: as a pom has it.
+dependency() { printf '<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>' "$@"; }
+
+# jars FOLDER DEPENDENCIES: FOLDER/lib gets the jars of these dependencies, once, whoever asks first.
+jars() {
+	local folder=$1 dependencies=$2
+	for tool in mvn java javac jar; do have "$tool" || die "$tool is missing"; done
+	mkdir -p "$folder"
+	exec 9>"$folder.lock"
+	flock 9
+	[ "$(cat "$folder/installed" 2>/dev/null)" != "$dependencies" ] || return 0
+	rm -rf "${folder:?}"/*
+	cat >"$folder/pom.xml" <<-POM
+		<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+		<groupId>tests</groupId><artifactId>services</artifactId><version>1</version><packaging>pom</packaging>
+		<dependencies>$dependencies</dependencies></project>
+	POM
+	mvn -B -q -f "$folder/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$folder/lib" >&2
+	arrange
+	printf %s "$dependencies" >"$folder/installed"
+}
+
+# arrange: what a service does with its jars once they are there.
+arrange() { :; }
+
+# jvm HEAP ARGUMENT...: becomes a small Java process; everything it says goes to stderr.
+jvm() {
+	local heap=$1
+	shift
+	exec java -Xms64m "-Xmx$heap" -XX:MaxDirectMemorySize=128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData \
+		-Xshare:auto "$@" 9>&- >&2
+}
