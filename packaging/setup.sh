@@ -34,6 +34,9 @@ find_build_needs() {
 	[ -e /usr/include/bpf/bpf_helpers.h ] || missing libbpf-dev "compile the BPF programs"
 	has_libclang || missing libclang1 "read their C headers from Rust"
 	{ have cc && [ -e /usr/include/stdlib.h ]; } || missing "gcc libc6-dev" "link"
+	have c++ || missing g++ "build the client of Kafka"
+	need pkg-config pkg-config "build the client of Kafka"
+	[ -e /usr/include/openssl/ssl.h ] || missing libssl-dev "build the client of Kafka"
 	need curl curl "ask the running binaries"
 	if grep -q '^name = "cmake"$' "$ROOT/Cargo.lock"; then need cmake cmake "build C libraries"; fi
 }
@@ -52,6 +55,8 @@ find_test_needs() {
 	need mkfs.xfs xfsprogs "provoke disk waits"
 	need setpriv util-linux "run without privileges"
 	need zstd zstd "read compressed metrics"
+	have javac || missing openjdk-17-jdk-headless "run Kafka and Elasticsearch"
+	need mvn maven "run Kafka and Elasticsearch"
 }
 
 # apt_install PACKAGE...: quietly; what apt said is shown only when it failed. No package here starts a service.

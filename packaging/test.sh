@@ -132,6 +132,8 @@ run_all_tests() {
 		case $name in
 		# These load programs into the one kernel there is: one at a time, and as root where that can be had.
 		kernel) run_tests "$name" "$folder" "${as_root[@]}" "$program" --test-threads=1 --show-output ;;
+		# Its tests share one Kafka and one Elasticsearch, which they stop and start.
+		pipeline) run_tests "$name" "$folder" "${as_root[@]}" "$program" --test-threads=1 --show-output ;;
 		soak) soak=("$name" "$folder" "${as_root[@]}" "$program" --test-threads=1 --show-output) ;;
 		*) run_tests "$name" "$folder" "$program" --show-output ;;
 		esac

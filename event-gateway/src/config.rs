@@ -1,8 +1,11 @@
 //! The gateway's configuration: one YAML file, `KPULSE_GATEWAY__…` variables, and flags.
 
 use crate::policies::Override;
+use crate::sink::elasticsearch::ElasticsearchConfig;
+use crate::sink::kafka::KafkaConfig;
 use crate::sink::local::Retention;
 use crate::spool::Capacity;
+use crate::spool::disk::Bounds;
 use crate::watch;
 use anyhow::Result;
 use kpulse_common::cli::{CommonFlags, Usage};
@@ -20,6 +23,8 @@ use std::time::Duration;
 
 /// Least size of the store: below it SQLite's own pages dominate.
 const STORE_BYTES_MIN: u64 = 1 << 20;
+/// Least size of the spool: room for one chunk.
+const SPOOL_BYTES_MIN: u64 = 1 << 20;
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +48,10 @@ pub struct Config {
     pub governor: Governor,
     /// Where events go.
     pub output: Output,
+    /// Where Kafka is, for `forward`, `index`, `setup` and `replay-dead-letters`.
+    pub kafka: KafkaConfig,
+    /// Where Elasticsearch or OpenSearch is, for `index` and `setup`.
+    pub elasticsearch: ElasticsearchConfig,
     /// Labels that go into every event.
     pub labels: BTreeMap<String, String>,
 }
@@ -59,6 +68,8 @@ impl Default for Config {
             overrides: BTreeMap::new(),
             governor: Governor::default(),
             output: Output::default(),
+            kafka: KafkaConfig::default(),
+            elasticsearch: ElasticsearchConfig::default(),
             labels: BTreeMap::new(),
         }
     }
@@ -100,8 +111,10 @@ impl Default for Api {
 pub struct Output {
     /// What waits in memory when the store is slow or full.
     pub queue: Queue,
-    /// The embedded store.
+    /// The embedded store of `run`.
     pub local: Retention,
+    /// What waits on disk for Kafka in `forward`.
+    pub spool: Bounds,
 }
 
 /// What waits in memory.
@@ -146,6 +159,18 @@ impl Config {
         }
         if self.output.local.max_age < Duration::from_secs(60) {
             return refuse("output.local.max_age", "must be at least 1m");
+        }
+        if self.output.spool.max_bytes < SPOOL_BYTES_MIN {
+            return refuse("output.spool.max_bytes", "must be at least 1048576");
+        }
+        if self.output.spool.max_age < Duration::from_secs(60) {
+            return refuse("output.spool.max_age", "must be at least 1m");
+        }
+        for (block, checked) in [("kafka", self.kafka.check()), ("elasticsearch", self.elasticsearch.check())]
+        {
+            if let Err((key, why)) = checked {
+                return refuse(&format!("{block}.{key}"), &why);
+            }
         }
         if let Err((key, why)) = self.thresholds.check() {
             return refuse(&format!("thresholds.{key}"), why);

@@ -1,17 +1,14 @@
 //! `kpulse-event-gateway import`: events of a file into the local store, one JSON document a line.
 
 use crate::keys::Keys;
+use crate::lines::{self, Line, Lines};
 use crate::sink::local::{FILE, LocalSink, Retention, Row};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use kpulse_common::cli::state_dir;
-use kpulse_common::event::Event;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-/// Longest line, with its end: an event with both stacks has some 10 KB.
-const LINE_MAX: u64 = 1 << 20;
 /// Events stored at once. With [`BATCH_BYTES_MAX`] the bound of the memory that is used.
 const BATCH_MAX: usize = 1_000;
 /// Bytes of documents stored at once.
@@ -42,15 +39,10 @@ struct Outcome {
 
 /// Imports; what comes before a line that is no event is stored.
 pub fn run(flags: &ImportFlags) -> Result<()> {
-    let input: Box<dyn Read> = if flags.file == Path::new("-") {
-        Box::new(io::stdin().lock())
-    } else {
-        let file = File::open(&flags.file);
-        Box::new(file.with_context(|| format!("cannot read the events of {}", flags.file.display()))?)
-    };
+    let input = lines::open(&flags.file)?;
     let mut store = LocalSink::open(&state_dir().join(FILE), Retention::default())?;
     let mut outcome = Outcome::default();
-    let imported = import(BufReader::new(input), &mut store, &mut outcome);
+    let imported = import(input, &mut store, &mut outcome);
     let Outcome { stored, known } = outcome;
     writeln!(io::stdout(), "{stored} events stored, {known} were there already").or_else(|error| {
         // A closed stdout does not change what was stored.
@@ -59,18 +51,14 @@ pub fn run(flags: &ImportFlags) -> Result<()> {
     imported.with_context(|| format!("{} was imported up to a line that cannot be", flags.file.display()))
 }
 
-fn import(mut input: impl BufRead, store: &mut LocalSink, outcome: &mut Outcome) -> Result<()> {
+fn import(input: impl BufRead, store: &mut LocalSink, outcome: &mut Outcome) -> Result<()> {
     let (mut batch, mut bytes) = (Vec::new(), 0);
-    for number in 1_u64.. {
-        let line = match read_line(&mut input).and_then(|line| line.map(|line| parse(&line)).transpose()) {
-            Ok(Some(Some(event))) => event,
-            // An empty line.
-            Ok(Some(None)) => continue,
-            Ok(None) => break,
-            Err(error) => {
-                store_batch(&mut batch, store, outcome)?;
-                return Err(error.context(format!("line {number}")));
-            }
+    let mut lines = Lines::new(input);
+    let broken = loop {
+        let line: Imported = match lines.next() {
+            Some(Ok(line)) => line.into(),
+            Some(Err(error)) => break Err(error),
+            None => break Ok(()),
         };
         bytes += line.json.len();
         batch.push(line);
@@ -78,8 +66,9 @@ fn import(mut input: impl BufRead, store: &mut LocalSink, outcome: &mut Outcome)
             store_batch(&mut batch, store, outcome)?;
             bytes = 0;
         }
-    }
-    store_batch(&mut batch, store, outcome)
+    };
+    store_batch(&mut batch, store, outcome)?;
+    broken
 }
 
 fn store_batch(batch: &mut Vec<Imported>, store: &mut LocalSink, outcome: &mut Outcome) -> Result<()> {
@@ -97,40 +86,17 @@ fn store_batch(batch: &mut Vec<Imported>, store: &mut LocalSink, outcome: &mut O
     Ok(())
 }
 
-/// The next line without its end; `None` behind the last one.
-fn read_line(input: &mut impl BufRead) -> Result<Option<String>> {
-    let mut line = Vec::new();
-    input.take(LINE_MAX).read_until(b'\n', &mut line).context("it cannot be read")?;
-    if line.is_empty() {
-        return Ok(None);
+impl From<Line> for Imported {
+    fn from(Line { event, time, json }: Line) -> Self {
+        let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self {
+            time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX),
+            keys: Keys::of(&event),
+            id: event.event.id,
+            kind: event.event.action,
+            json,
+        }
     }
-    if line.len() as u64 == LINE_MAX && line.last() != Some(&b'\n') {
-        return Err(anyhow!("it is longer than {LINE_MAX} bytes, which no event is"));
-    }
-    let line = String::from_utf8(line).map_err(|_| anyhow!("it is not UTF-8"))?;
-    Ok(Some(line.trim().to_owned()))
-}
-
-/// An event with what it is looked up by; `None` of an empty line.
-fn parse(line: &str) -> Result<Option<Imported>> {
-    if line.is_empty() {
-        return Ok(None);
-    }
-    let event: Event = serde_json::from_str(line)
-        .map_err(|error| anyhow!("it is not an event as \"events -o json\" prints them: {error}"))?;
-    let time = humantime::parse_rfc3339(&event.timestamp)
-        .map_err(|_| anyhow!("its @timestamp is not a time in UTC: {:?}", event.timestamp))?;
-    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    if event.event.id.is_empty() || event.event.action.is_empty() {
-        return Err(anyhow!("its event.id or its event.action is empty"));
-    }
-    Ok(Some(Imported {
-        time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX),
-        keys: Keys::of(&event),
-        id: event.event.id,
-        kind: event.event.action,
-        json: line.to_owned(),
-    }))
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ pub struct Keys {
     pub pod: Option<String>,
     /// Uid of its pod.
     pub pod_uid: Option<String>,
+    /// Id of its host; its name where it has no id.
+    pub host: String,
+    /// Whether it tells a fact rather than a time that was too long.
+    pub is_fact: bool,
 }
 
 impl Keys {
@@ -32,6 +36,8 @@ impl Keys {
             container_name: container.and_then(|container| container.name.clone()),
             pod: pod.and_then(|pod| pod.name.clone()),
             pod_uid: pod.and_then(|pod| pod.uid.clone()),
+            host: event.host.id.clone().or_else(|| event.host.name.clone()).unwrap_or_default(),
+            is_fact: event.kpulse.value_ns.is_none(),
         }
     }
 }

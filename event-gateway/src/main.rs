@@ -5,8 +5,11 @@ mod check;
 mod config;
 mod enrich;
 mod events;
+mod forward;
 mod import;
+mod index;
 mod keys;
+mod lines;
 mod mapping;
 mod metrics;
 mod page;
@@ -14,11 +17,13 @@ mod pipeline;
 mod policies;
 mod query;
 mod reference;
+mod replay;
 mod ring;
 mod route;
 mod row;
 mod run;
 mod schema;
+mod setup;
 mod sink;
 mod spool;
 mod tally;
@@ -47,6 +52,14 @@ struct CommandLine {
 enum Command {
     /// Attach the probes and keep their events in one SQLite file, with API and page.
     Run(RunFlags),
+    /// Attach the probes and send their events to Kafka.
+    Forward(forward::ForwardFlags),
+    /// Store the events of Kafka in Elasticsearch or OpenSearch.
+    Index(WebFlags),
+    /// Make the topics and index templates that are missing.
+    Setup(setup::SetupFlags),
+    /// Give the records that Elasticsearch refused another chance.
+    ReplayDeadLetters,
     /// Print events that are kept.
     Events(events::EventsFlags),
     /// Take over events that `events -o json` printed, here or on another machine.
@@ -68,31 +81,42 @@ struct MappingFlags {
     kind: Option<String>,
 }
 
-/// Flags of `run`.
+/// Flags of every command that answers HTTP.
 #[derive(clap::Args, Debug)]
-struct RunFlags {
+struct WebFlags {
     /// Address of metrics and health [default: :10841].
     #[arg(long = "web.listen-address", value_name = "ADDRESS")]
     web_listen_address: Option<String>,
     /// File with TLS, users, headers and a rate limit of that address, in exporter-toolkit's format.
     #[arg(long = "web.config.file", value_name = "FILE")]
     web_config_file: Option<String>,
+}
+
+/// Flags of `run`.
+#[derive(clap::Args, Debug)]
+struct RunFlags {
+    #[command(flatten)]
+    web: WebFlags,
     /// Address of the API and the page, on this machine only [default: 127.0.0.1:10851].
     #[arg(long = "api.listen-address", value_name = "ADDRESS")]
     api_listen_address: Option<String>,
 }
 
+impl WebFlags {
+    fn overrides(&self) -> Vec<(String, Value)> {
+        let given =
+            [("web.listen_address", &self.web_listen_address), ("web.config_file", &self.web_config_file)];
+        let value = |value: &Option<String>| Some(Value::new(None, value.clone()?));
+        given.into_iter().filter_map(|(key, its)| Some((key.to_owned(), value(its)?))).collect()
+    }
+}
+
 impl RunFlags {
     fn overrides(self) -> Vec<(String, Value)> {
-        let given = [
-            ("web.listen_address", self.web_listen_address),
-            ("web.config_file", self.web_config_file),
-            ("api.listen_address", self.api_listen_address),
-        ];
-        given
-            .into_iter()
-            .filter_map(|(key, value)| Some((key.to_owned(), Value::new(None, value?))))
-            .collect()
+        let mut overrides = self.web.overrides();
+        let api = self.api_listen_address.map(|address| Value::new(None, address));
+        overrides.extend(api.map(|address| ("api.listen_address".to_owned(), address)));
+        overrides
     }
 }
 
@@ -105,6 +129,10 @@ fn start() -> Result<()> {
     let line = CommandLine::from_arg_matches(&matches).map_err(|error| cli::Usage(error.to_string()))?;
     match line.command {
         Command::Run(flags) => run::run(&line.common, &flags.overrides()),
+        Command::Forward(flags) => forward::run(&line.common, flags),
+        Command::Index(flags) => index::run(&line.common, flags.overrides()),
+        Command::Setup(flags) => setup::run(&line.common, &flags),
+        Command::ReplayDeadLetters => replay::run(&line.common),
         Command::Events(flags) => events::run(&flags),
         Command::Import(flags) => import::run(&flags),
         Command::Check => {

@@ -1,6 +1,8 @@
 //! What does the gateway say about itself to Prometheus?
 
+use crate::sink::kafka::ProducerCounts;
 use crate::spool::Spool;
+use crate::spool::disk::{Bounds, State};
 use crate::tally::Tally;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 
@@ -64,6 +66,53 @@ const PROCESSES_DISPLACED: MetricDef = MetricDef::counter(
     "Programs that were forgotten within five minutes of their end, since there were too many.",
     &[],
 );
+
+const DISK_EVENTS: MetricDef =
+    MetricDef::gauge("kpulse_disk_spool_events", "Events on disk that wait for Kafka.", &[]);
+const DISK_BYTES: MetricDef =
+    MetricDef::gauge("kpulse_disk_spool_bytes", "Size of the events on disk that wait for Kafka.", &[]);
+const DISK_BYTES_MAX: MetricDef =
+    MetricDef::gauge("kpulse_disk_spool_capacity_bytes", "Size that the events on disk may have.", &[]);
+const DISK_OLDEST: MetricDef = MetricDef::gauge(
+    "kpulse_disk_spool_oldest_seconds",
+    "How long the oldest event on disk has waited for Kafka.",
+    &[],
+);
+const DISK_LOST: MetricDef = MetricDef::counter(
+    "kpulse_disk_spool_lost_total",
+    "Events that were on disk and never reached Kafka, by reason.",
+    &[Label::Named("reason")],
+);
+const FORWARDED: MetricDef =
+    MetricDef::counter("kpulse_events_forwarded_total", "Events that Kafka acknowledged.", &[]);
+const FORWARD_RETRIES: MetricDef = MetricDef::counter(
+    "kpulse_forward_retries_total",
+    "Events that Kafka did not take and that were sent again, by its error.",
+    &[Label::Named("cause")],
+);
+const FORWARD_DELAY: MetricDef = MetricDef::histogram(
+    "kpulse_forward_delay_seconds",
+    "Time from the spool's acknowledgement to that of Kafka.",
+    &[],
+);
+
+/// Adds what happens between the spool and Kafka.
+pub fn forward(spool: &State, bounds: &Bounds, counts: &ProducerCounts, out: &mut Samples) {
+    out.count(&DISK_EVENTS, &[], spool.events);
+    out.count(&DISK_BYTES, &[], spool.bytes);
+    out.count(&DISK_BYTES_MAX, &[], bounds.max_bytes);
+    let oldest = spool.oldest.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+    out.number(&DISK_OLDEST, &[], oldest.as_secs_f64());
+    for (reason, count) in &spool.dropped {
+        out.count(&DISK_LOST, &[reason], *count);
+    }
+    out.count(&FORWARDED, &[], counts.sent);
+    for (cause, count) in &counts.retries {
+        out.count(&FORWARD_RETRIES, &[cause], *count);
+    }
+    out.histogram(&FORWARD_DELAY, &[], counts.delay.clone());
+    out.count(&SINK_UP, &["kafka"], u64::from(counts.error.is_none()));
+}
 
 /// Adds the pipeline's own families.
 pub fn pipeline(spool: &Spool, tally: &Tally, sink: &str, out: &mut Samples) {

@@ -1,10 +1,12 @@
-//! `kpulse-event-gateway run`: the whole gateway in one process, with the embedded store.
+//! `kpulse-event-gateway run`: the whole gateway in one process, with the embedded store; and what `forward` shares
+//! with it.
 
 use crate::config::{Config, event_probes, probe_names};
 use crate::enrich::{Enrich, Lives};
 use crate::pipeline::Pipeline;
 use crate::policies::Keeper;
 use crate::ring::{Ring, Rings};
+use crate::sink::Sink;
 use crate::sink::local::{FILE, LocalSink};
 use crate::spool::Spool;
 use crate::tally::Tally;
@@ -20,7 +22,7 @@ use kpulse_common::{logging, self_metrics};
 use kpulse_exporter_ebpf::{ProbeSet, ProbeState, ProbeStatus};
 use serde_json::json;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -31,6 +33,18 @@ type Probes = Arc<Mutex<Option<ProbeSet>>>;
 /// What the kernel's programs tell: events, and what names the processes in them.
 type Records = (Option<Box<dyn Ring>>, Option<Box<dyn Lives>>);
 
+/// Where the events of a node go.
+pub struct Destination {
+    /// What takes them from the pipeline.
+    pub sink: Box<dyn Sink>,
+    /// Its file.
+    pub store: PathBuf,
+    /// The API and the page, where there is something to show.
+    pub api: Option<(TcpListener, Handler)>,
+    /// What the rest of the way tells of itself.
+    pub metrics: Box<dyn Fn(&mut Samples) + Send + Sync>,
+}
+
 /// What the endpoints show.
 struct Shared {
     probes: Probes,
@@ -39,10 +53,27 @@ struct Shared {
     spool: Arc<Spool>,
     tally: Arc<Tally>,
     paths: Paths,
+    sink: &'static str,
+    further: Box<dyn Fn(&mut Samples) + Send + Sync>,
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs with the embedded store until SIGTERM or SIGINT.
 pub fn run(common: &CommonFlags, overrides: &[(String, Value)]) -> Result<()> {
+    serve_node(common, overrides, |config| {
+        let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
+        let store = cli::state_dir().join(FILE);
+        let sink = Box::new(LocalSink::open(&store, config.output.local.clone())?);
+        let handler = api::handler(store.clone());
+        Ok(Destination { sink, store, api: Some((api, handler)), metrics: Box::new(|_| ()) })
+    })
+}
+
+/// Sends what happens on this machine to a destination until SIGTERM or SIGINT.
+pub fn serve_node(
+    common: &CommonFlags,
+    overrides: &[(String, Value)],
+    destination: impl FnOnce(&Config) -> Result<Destination>,
+) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let result = runtime.block_on(async {
@@ -50,7 +81,7 @@ pub fn run(common: &CommonFlags, overrides: &[(String, Value)]) -> Result<()> {
         let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
         let config = Config::load(common, overrides.to_vec())?;
         logging::init(config.log.level, config.log.format)?;
-        serve(config, common, overrides, &mut shutdown).await
+        serve(config, common, overrides, &mut shutdown, destination).await
     });
     // A start that was interrupted may still be loading probes; the kernel takes them out when the process ends.
     runtime.shutdown_background();
@@ -62,25 +93,29 @@ async fn serve(
     common: &CommonFlags,
     overrides: &[(String, Value)],
     shutdown: &mut Shutdown,
+    destination: impl FnOnce(&Config) -> Result<Destination>,
 ) -> Result<()> {
     let protection = WebConfig::of_key(&config.web.config_file)?;
     let web = http::bind(&config.web.listen_address, "--web.listen-address")?;
-    let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
-    let store = cli::state_dir().join(FILE);
-    let sink = Box::new(LocalSink::open(&store, config.output.local.clone())?);
+    let Destination { sink, store, api, metrics } = destination(&config)?;
     let shared = Arc::new(Shared {
         probes: Probes::default(),
         watchers: Mutex::default(),
         spool: Arc::new(Spool::new(config.capacity())),
         tally: Arc::new(Tally::default()),
         paths: config.path.clone(),
+        sink: sink.name(),
+        further: metrics,
     });
-    announce(&web, &api, &store);
+    announce(&web, api.as_ref().map(|(listener, _)| listener), &store);
     let (stop_http, stopped) = watch::channel(());
-    let served = [(web, observability(shared.clone()), protection), (api, api::handler(store), None)];
-    let servers = served.map(|(listener, handler, protection)| {
-        tokio::spawn(answer(listener, handler, protection, stopped.clone()))
-    });
+    let api = api.map(|(listener, handler)| (listener, handler, None));
+    let served = [(web, observability(shared.clone()), protection)].into_iter().chain(api);
+    let servers: Vec<_> = served
+        .map(|(listener, handler, protection)| {
+            tokio::spawn(answer(listener, handler, protection, stopped.clone()))
+        })
+        .collect();
 
     let loading = load(&config, &shared.probes)?;
     let (ring, lives) = tokio::select! {
@@ -118,12 +153,12 @@ async fn serve(
     Ok(())
 }
 
-fn announce(web: &TcpListener, api: &TcpListener, store: &Path) {
+fn announce(web: &TcpListener, api: Option<&TcpListener>, store: &Path) {
     let address = |listener: &TcpListener| listener.local_addr().map(|it| it.to_string()).unwrap_or_default();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         web = address(web),
-        api = address(api),
+        api = api.map(address),
         store = %store.display(),
         "listening"
     );
@@ -275,7 +310,8 @@ impl Shared {
         if let Some(watchers) = &*lock(&self.watchers) {
             watchers.self_metrics(&mut out);
         }
-        metrics::pipeline(&self.spool, &self.tally, "local", &mut out);
+        metrics::pipeline(&self.spool, &self.tally, self.sink, &mut out);
+        (self.further)(&mut out);
         out
     }
 

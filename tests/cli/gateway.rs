@@ -133,7 +133,7 @@ impl Drop for SmallDisk {
 }
 
 /// Asserts that the program ended with `code` and one sentence, which holds every part.
-fn refused(ended: &Ended, code: i32, parts: &[&str]) {
+pub fn refused(ended: &Ended, code: i32, parts: &[&str]) {
     let Ended { code: found, stderr, .. } = ended;
     assert_eq!(*found, Some(code), "{stderr}");
     let sentences: Vec<_> = stderr.lines().filter(|line| !line.starts_with("ts=")).collect();

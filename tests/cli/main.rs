@@ -8,6 +8,7 @@ mod exporter_serves;
 mod exporter_web;
 mod gateway;
 mod gateway_events;
+mod gateway_kafka;
 mod gateway_rules;
 mod gateway_watches;
 mod profiler;

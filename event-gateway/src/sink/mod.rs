@@ -1,5 +1,7 @@
 //! Where events end: what every sink offers to the route.
 
+pub mod elasticsearch;
+pub mod kafka;
 pub mod local;
 
 use crate::spool::Document;

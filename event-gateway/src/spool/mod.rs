@@ -3,6 +3,8 @@
 //! The thread that reads the rings never waits for a disk: when the sink falls behind, the oldest waiting events
 //! give way, and the caller counts them.
 
+pub mod disk;
+
 use crate::keys::Keys;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -95,7 +95,7 @@ impl LocalSink {
                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?;
             for Row { id, time_ns, kind, json, keys } in rows {
-                let Keys { pid, process, container, container_name, pod, pod_uid } = keys;
+                let Keys { pid, process, container, container_name, pod, pod_uid, .. } = keys;
                 stored += insert.execute(params![
                     id,
                     time_ns,

@@ -18,6 +18,7 @@ fn document(number: i64) -> Document {
             container_name: (number == 9).then(|| "web".to_owned()),
             pod: (number == 6).then(|| "shop-0".to_owned()),
             pod_uid: (number == 6).then(|| "8dbc5577".to_owned()),
+            ..Keys::default()
         },
         json: format!("{{\"number\":{number}}}"),
     }

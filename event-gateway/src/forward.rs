@@ -1,0 +1,157 @@
+//! `kpulse-event-gateway forward`: rings → enrich → route → spool on disk → Kafka.
+
+use crate::config::Config;
+use crate::lines::{self, Lines};
+use crate::metrics;
+use crate::run::{Destination, serve_node};
+use crate::sink::kafka::{Producer, ProducerCounts};
+use crate::spool::disk::{DiskSpool, FILE, Record};
+use anyhow::{Context, Result};
+use kpulse_common::cli::{self, CommonFlags, Shutdown};
+use kpulse_common::config::Value;
+use kpulse_common::logging;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// Events of a file that the spool takes at once.
+const BATCH_MAX: usize = 2_000;
+/// How soon room in the spool, or its emptiness, is noticed.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Flags of `forward`.
+#[derive(clap::Args, Debug)]
+pub struct ForwardFlags {
+    #[command(flatten)]
+    web: crate::WebFlags,
+    /// Send the events of this file instead of the kernel's, one JSON document a line, and end; `-` reads from stdin.
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+/// The thread that sends to Kafka.
+struct Sender {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Sender {
+    fn start(producer: Producer) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let its = stop.clone();
+        let thread = Builder::new().name("kafka".to_owned()).spawn(move || producer.run(&its));
+        Ok(Self { stop, thread: thread.context("cannot start the thread that sends to Kafka")? })
+    }
+
+    /// What Kafka does not take within the grace stays in the spool.
+    fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that sends to Kafka had panicked");
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, or until a file was sent.
+pub fn run(common: &CommonFlags, flags: ForwardFlags) -> Result<()> {
+    let overrides = flags.web.overrides();
+    match flags.input {
+        None => forward_node(common, &overrides),
+        Some(path) => forward_file(common, overrides, &path),
+    }
+}
+
+/// The spool and who sends what it holds, with a look at the counts.
+fn open(config: &Config) -> Result<(DiskSpool, Producer, PathBuf)> {
+    let store = cli::state_dir().join(FILE);
+    // Wrong settings are told before a file is made.
+    config.kafka.client(crate::sink::kafka::Role::Producer)?;
+    let spool = DiskSpool::open(&store, config.output.spool.clone())?;
+    let producer = Producer::new(&config.kafka, spool.clone())?;
+    Ok((spool, producer, store))
+}
+
+fn forward_node(common: &CommonFlags, overrides: &[(String, Value)]) -> Result<()> {
+    let mut sender = None;
+    let served = serve_node(common, overrides, |config| {
+        let (spool, producer, store) = open(config)?;
+        let counts = producer.counts();
+        sender = Some(Sender::start(producer)?);
+        let (sink, bounds) = (Box::new(spool.clone()), spool.bounds().clone());
+        let metrics = move |out: &mut _| metrics::forward(&spool.state(), &bounds, &counts(), out);
+        Ok(Destination { sink, store, api: None, metrics: Box::new(metrics) })
+    });
+    if let Some(sender) = sender {
+        sender.stop();
+    }
+    served
+}
+
+fn forward_file(common: &CommonFlags, overrides: Vec<(String, Value)>, path: &Path) -> Result<()> {
+    let config = Config::load(common, overrides)?;
+    logging::init(config.log.level, config.log.format)?;
+    let input = lines::open(path)?;
+    let (spool, producer, _) = open(&config)?;
+    let counts = producer.counts();
+    let is_over = Arc::new(AtomicBool::new(false));
+    catch_signals(&is_over)?;
+    let sender = Sender::start(producer)?;
+    let read = read_file(Lines::new(input), &spool, &is_over);
+    // After an error what Kafka does not take within the grace waits in the spool for the next start.
+    while read.is_ok() && spool.state().events > 0 && !is_over.load(Ordering::Acquire) {
+        std::thread::sleep(POLL);
+    }
+    sender.stop();
+    let (ProducerCounts { sent, .. }, state) = (counts(), spool.state());
+    let dropped: u64 = state.dropped.values().sum();
+    writeln!(std::io::stdout(), "{sent} events sent, {} wait in the spool, {dropped} dropped", state.events)
+        .context("cannot write to stdout")?;
+    read.with_context(|| format!("{} was sent up to a line that cannot be", path.display()))
+}
+
+/// Reads as fast as the spool has room: of a file nothing is dropped for the rest of it.
+fn read_file(lines: Lines<impl std::io::BufRead>, spool: &DiskSpool, is_over: &AtomicBool) -> Result<()> {
+    let room = spool.bounds().max_bytes / 2;
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    let take = |batch: &mut Vec<Record>| {
+        while spool.state().bytes > room && !is_over.load(Ordering::Acquire) {
+            std::thread::sleep(POLL);
+        }
+        spool.append(batch)?;
+        batch.clear();
+        anyhow::Ok(())
+    };
+    for line in lines {
+        match line {
+            Ok(line) => batch.push(Record::of(&line.event, line.json)),
+            Err(error) => {
+                take(&mut batch)?;
+                return Err(error);
+            }
+        }
+        if is_over.load(Ordering::Acquire) {
+            break;
+        }
+        if batch.len() >= BATCH_MAX {
+            take(&mut batch)?;
+        }
+    }
+    take(&mut batch)
+}
+
+/// Sets the flag at SIGTERM or SIGINT.
+fn catch_signals(is_over: &Arc<AtomicBool>) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let mut shutdown = runtime.block_on(async { Shutdown::catch() }).context("cannot catch signals")?;
+    let is_over = is_over.clone();
+    let wait = move || {
+        runtime.block_on(shutdown.wait());
+        is_over.store(true, Ordering::Release);
+    };
+    Builder::new().name("signals".to_owned()).spawn(wait).context("cannot start a thread")?;
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Records that can be no documents: kept in a topic of their own, with the reason, for a person to look at.
+
+use super::counts::Counts;
+use crate::sink::elasticsearch::Place;
+use crate::sink::kafka::{Headers, Health, KafkaConfig, Refusal, Role, refused};
+use crate::spool::disk::Record;
+use anyhow::Result;
+use kpulse_common::event::Event;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::util::Timeout;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Wait before a dead letter is sent again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The topic of dead letters.
+pub struct DeadLetters {
+    producer: FutureProducer<Health>,
+    topic: String,
+    /// Where the records come from.
+    origin: String,
+    counts: Arc<Counts>,
+}
+
+impl std::fmt::Debug for DeadLetters {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("DeadLetters").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+/// A record as it was read.
+#[derive(Debug)]
+pub struct Rejected {
+    pub place: Place,
+    pub key: Option<Vec<u8>>,
+    pub payload: Option<Vec<u8>>,
+    pub headers: OwnedHeaders,
+    pub refusal: Refusal,
+}
+
+impl DeadLetters {
+    /// Kafka need not be there.
+    pub fn new(config: &KafkaConfig, counts: Arc<Counts>) -> Result<Self> {
+        let producer =
+            config.client(Role::Producer)?.create_with_context(Health::default()).map_err(refused)?;
+        Ok(Self { producer, topic: config.dead_letter_topic.clone(), origin: config.topic.clone(), counts })
+    }
+
+    /// Sends an event that Elasticsearch refused, with the key and the headers that it had.
+    pub async fn send_event(&self, place: Place, json: &[u8], refusal: &Refusal) {
+        let record =
+            serde_json::from_slice::<Event>(json).ok().map(|event| Record::of(&event, String::new()));
+        let headers = record.as_ref().map(Headers::of);
+        let key = record.map(|record| record.key.into_bytes());
+        self.send(place, key.as_deref(), Some(json), headers, refusal).await;
+    }
+
+    /// Sends a record that is no event.
+    pub async fn send_record(&self, it: Rejected) {
+        self.send(it.place, it.key.as_deref(), it.payload.as_deref(), Some(it.headers), &it.refusal).await;
+    }
+
+    /// Returns when Kafka has it, however long that takes.
+    async fn send(
+        &self,
+        place: Place,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: Option<OwnedHeaders>,
+        refusal: &Refusal,
+    ) {
+        let from = (self.origin.as_str(), place.partition, place.offset);
+        let headers = Headers::of_dead_letter(headers, from, refusal);
+        loop {
+            let mut record: FutureRecord<'_, [u8], [u8]> =
+                FutureRecord::to(&self.topic).headers(headers.clone());
+            record.key = key;
+            record.payload = payload;
+            match self.producer.send(record, Timeout::Never).await {
+                Ok(_) => {
+                    break self
+                        .counts
+                        .update(|counts| *counts.dead_lettered.entry(refusal.cause).or_default() += 1);
+                }
+                Err((error, _)) if is_final(&error) => {
+                    let (partition, offset) = (place.partition, place.offset);
+                    tracing::error!(partition, offset, "a record is lost, not even a dead letter: {error}");
+                    break self.counts.update(|counts| counts.dropped += 1);
+                }
+                Err((error, _)) => {
+                    self.counts.retry("dead_letter", 1);
+                    tracing::error!("a dead letter waits for Kafka: {error}");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+fn is_final(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord)
+    )
+}

@@ -1,0 +1,341 @@
+//! The thread that reads: a member of the consumer group, which batches, pauses, and commits.
+//!
+//! It never waits for Elasticsearch for long, since a member that does not poll is put out of the group.
+
+use super::counts::Counts;
+use super::dead_letter::Rejected;
+use super::deliver::Report;
+use super::offsets::Offsets;
+use super::record::parse;
+use crate::sink::elasticsearch::{Batch, ElasticsearchConfig};
+use crate::sink::kafka::{Health, KafkaConfig, Role, original, refused};
+use anyhow::Result;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// How long a batch waits for more events.
+const LINGER: Duration = Duration::from_millis(200);
+/// Longest wait for a record, and for Elasticsearch before reading pauses.
+const POLL: Duration = Duration::from_millis(100);
+/// Time between two commits.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long what is on its way may take once the process must end; the rest is read again by whoever comes next.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What the delivering thread gets; as many at once as [`State::limit`] says.
+#[derive(Debug)]
+pub enum Work {
+    Batch(Batch),
+    Rejected(Rejected),
+}
+
+/// A member of the group.
+pub struct Member {
+    consumer: BaseConsumer<Context>,
+}
+
+/// What librdkafka calls back, within a poll.
+pub struct Context {
+    state: Mutex<State>,
+    health: Arc<Health>,
+    topic: String,
+    /// How long a partition that is taken from us may be waited for.
+    drain: Duration,
+    stop: Arc<AtomicBool>,
+}
+
+/// What is on its way.
+struct State {
+    offsets: Offsets,
+    batch: Batch,
+    in_flight: usize,
+    bytes: usize,
+    /// How many batches may be on their way: one more after each success of all of them, half after a failure.
+    limit: f64,
+    config: ElasticsearchConfig,
+    work: UnboundedSender<Work>,
+    reports: Receiver<Report>,
+    counts: Arc<Counts>,
+}
+
+impl State {
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        self.counts.update(|counts| counts.consumed += 1);
+        let place = self.offsets.read(message.partition(), message.offset());
+        match parse(message.payload(), self.config.decode) {
+            Ok(parsed) => self.batch.push(place, &parsed.id, parsed.time_ns, &parsed.json),
+            Err(refusal) => {
+                let (key, payload) =
+                    (message.key().map(<[u8]>::to_vec), message.payload().map(<[u8]>::to_vec));
+                self.bytes += payload.as_ref().map_or(0, Vec::len);
+                self.send(Work::Rejected(Rejected {
+                    place,
+                    key,
+                    payload,
+                    headers: original(message),
+                    refusal,
+                }));
+            }
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        !self.batch.is_empty()
+            && (self.batch.bytes() >= self.config.max_bulk_bytes
+                || self.batch.opened_at().elapsed() >= LINGER)
+    }
+
+    /// Rejected records wait here too, so they count.
+    fn has_room(&self) -> bool {
+        (self.in_flight as f64) < self.limit.floor().max(1.0)
+    }
+
+    fn send_batch(&mut self) {
+        if !self.batch.is_empty() {
+            let batch = std::mem::take(&mut self.batch);
+            self.bytes += batch.bytes();
+            self.send(Work::Batch(batch));
+        }
+    }
+
+    fn send(&mut self, work: Work) {
+        self.in_flight += 1;
+        // The other thread is gone only when the process ends.
+        let _ = self.work.send(work);
+    }
+
+    /// Takes what is reported within this time; whether there was anything.
+    fn take_reports(&mut self, patience: Duration) -> bool {
+        let first = if patience.is_zero() {
+            self.reports.try_recv().ok()
+        } else {
+            self.reports.recv_timeout(patience).ok()
+        };
+        if first.is_none() {
+            return false;
+        }
+        let mut next = first;
+        while let Some(report) = next {
+            self.apply(report);
+            next = self.reports.try_recv().ok();
+        }
+        let (in_flight, bytes, limit) = (self.in_flight, self.bytes + self.batch.bytes(), self.limit);
+        self.counts.update(|counts| {
+            counts.in_flight = in_flight as u64;
+            counts.waiting_bytes = bytes as u64;
+            counts.in_flight_max = limit as u64;
+        });
+        true
+    }
+
+    fn apply(&mut self, report: Report) {
+        match report {
+            Report::Done(places) => places.into_iter().for_each(|place| self.offsets.done(place)),
+            Report::Relief => {
+                self.limit = (self.limit + 1.0 / self.limit).min(self.config.max_in_flight as f64);
+            }
+            Report::Pressure => self.limit = (self.limit / 2.0).max(1.0),
+            Report::Finished(bytes) => {
+                self.in_flight -= 1;
+                self.bytes -= bytes;
+            }
+        }
+    }
+
+    /// Waits until the fate of what was read of these partitions is known, at most this long.
+    fn drain(&mut self, partitions: &[i32], time: Duration) {
+        self.send_batch();
+        let deadline = Instant::now() + time;
+        while self.offsets.is_pending(partitions) {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            self.take_reports(left.min(POLL));
+        }
+    }
+}
+
+impl Context {
+    /// Each change of the state is complete before anything can panic, so a poisoned lock is still whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
+        let offsets = self.state().offsets.to_commit();
+        if offsets.is_empty() {
+            return;
+        }
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for (partition, offset) in &offsets {
+            // Only an offset that is none is refused.
+            let _ = list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset));
+        }
+        match consumer.commit(&list, mode) {
+            Ok(()) => self.state().offsets.committed(&offsets),
+            // What is not committed now is with the next commit, or read again.
+            Err(error) => tracing::debug!("offsets were not committed: {error}"),
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.health.log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        let state = self.state();
+        let lag = topic.partitions.iter().filter_map(|(partition, its)| {
+            // The position is ours; before the first commit it is where the group was.
+            let position = state.offsets.position(*partition).unwrap_or(its.committed_offset);
+            let is_ours = state.offsets.partitions().contains(partition) || its.fetch_state == "active";
+            let known = is_ours && its.hi_offset >= 0 && position >= 0;
+            known.then(|| (*partition, u64::try_from(its.hi_offset - position).unwrap_or(0)))
+        });
+        let lag = lag.collect();
+        state.counts.update(|counts| counts.lag = lag);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.health.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Revoke(list) = rebalance else { return };
+        let partitions = partitions(list);
+        // At the end it was waited for already.
+        if !self.stop.load(Ordering::Acquire) {
+            self.state().drain(&partitions, self.drain);
+        }
+        if !consumer.assignment_lost() {
+            self.commit(consumer, CommitMode::Sync);
+        }
+        self.state().offsets.forget(&partitions);
+        tracing::info!(?partitions, "partitions go to other members");
+    }
+
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(list) = rebalance {
+            let partitions = partitions(list);
+            // What an earlier assignment left would hide that these are read anew.
+            self.state().offsets.forget(&partitions);
+            tracing::info!(?partitions, "partitions are ours");
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::debug!("offsets were not committed: {error}");
+            self.state().offsets.not_committed(&partitions(list));
+        }
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(TopicPartitionListElem::partition).collect()
+}
+
+impl Member {
+    /// Joins the group; Kafka need not be there.
+    pub fn join(
+        kafka: &KafkaConfig,
+        elasticsearch: &ElasticsearchConfig,
+        (work, reports): (UnboundedSender<Work>, Receiver<Report>),
+        counts: Arc<Counts>,
+        health: Arc<Health>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let client = kafka.client(Role::Consumer)?;
+        let session = client.get("session.timeout.ms").and_then(|text| text.parse().ok()).unwrap_or(45_000);
+        let state = State {
+            offsets: Offsets::default(),
+            batch: Batch::default(),
+            in_flight: 0,
+            bytes: 0,
+            limit: 1.0,
+            config: elasticsearch.clone(),
+            work,
+            reports,
+            counts,
+        };
+        let drain = Duration::from_millis(session / 2);
+        let context = Context { state: Mutex::new(state), health, topic: kafka.topic.clone(), drain, stop };
+        let consumer: BaseConsumer<Context> = client.create_with_context(context).map_err(refused)?;
+        consumer.subscribe(&[&kafka.topic])?;
+        Ok(Self { consumer })
+    }
+
+    /// Reads until the stop, and then until what was read is where it should be, within the grace.
+    pub fn run(self) {
+        let context = self.consumer.context();
+        let (mut is_paused, mut committed_at) = (false, Instant::now());
+        while !context.stop.load(Ordering::Acquire) {
+            context.state().take_reports(Duration::ZERO);
+            if committed_at.elapsed() >= COMMIT_INTERVAL {
+                committed_at = Instant::now();
+                context.commit(&self.consumer, CommitMode::Async);
+            }
+            let is_blocked = self.send_due();
+            if is_blocked != is_paused {
+                is_paused = self.pause(is_blocked, is_paused);
+            }
+            let patience = if context.state().batch.is_empty() { POLL } else { POLL / 4 };
+            match self.consumer.poll(patience) {
+                Some(Ok(message)) => {
+                    context.health.works();
+                    let mut state = context.state();
+                    state.take(&message);
+                    // A partition that came during the pause is not paused yet.
+                    is_paused &= !state.is_due();
+                }
+                Some(Err(error)) => context.health.failed(error.to_string()),
+                None => {}
+            }
+        }
+        let all = context.state().offsets.partitions();
+        context.state().drain(&all, GRACE);
+        context.commit(&self.consumer, CommitMode::Sync);
+    }
+
+    /// Sends the batch if it is time; whether it has to wait although it is.
+    fn send_due(&self) -> bool {
+        let mut state = self.consumer.context().state();
+        if !state.is_due() {
+            // Rejected records go at once and must not pile up either.
+            return state.in_flight > 4 * state.config.max_in_flight;
+        }
+        if !state.has_room() {
+            state.take_reports(POLL);
+        }
+        if !state.has_room() {
+            return true;
+        }
+        state.send_batch();
+        false
+    }
+
+    /// Pauses or resumes all partitions; whether they are paused then.
+    fn pause(&self, pause: bool, was: bool) -> bool {
+        let partitions = self.consumer.assignment();
+        let done = partitions
+            .and_then(|list| if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) });
+        if let Err(error) = done {
+            tracing::debug!("partitions were not paused or resumed: {error}");
+            return was;
+        }
+        self.consumer.context().state().counts.update(|counts| counts.is_paused = pause);
+        pause
+    }
+}

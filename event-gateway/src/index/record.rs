@@ -1,0 +1,137 @@
+//! A record of Kafka as a document for Elasticsearch, or why it can be none.
+
+use crate::sink::elasticsearch::Decode;
+use crate::sink::kafka::Refusal;
+use kpulse_common::event::{Event, SCHEMA_VERSION};
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
+
+/// Longest id that Elasticsearch takes.
+const ID_MAX: usize = 512;
+
+/// What becomes a document.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Parsed<'p> {
+    /// `event.id`, the id of the document.
+    pub id: Cow<'p, str>,
+    /// When it happened, nanoseconds since 1970.
+    pub time_ns: i64,
+    /// The JSON, in one line.
+    pub json: Cow<'p, [u8]>,
+}
+
+/// The little that is looked at in any case; the rest must be JSON.
+#[derive(Deserialize)]
+struct Envelope<'p> {
+    #[serde(rename = "@timestamp", borrow)]
+    timestamp: Cow<'p, str>,
+    #[serde(borrow)]
+    event: EventId<'p>,
+    kpulse: Version,
+}
+
+#[derive(Deserialize)]
+struct EventId<'p> {
+    #[serde(borrow)]
+    id: Cow<'p, str>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    schema: u32,
+}
+
+/// Looks at a record as closely as is wanted.
+pub fn parse(payload: Option<&[u8]>, decode: Decode) -> Result<Parsed<'_>, Refusal> {
+    let payload = payload.ok_or_else(|| refusal("undecodable", "the record is empty".to_owned()))?;
+    let undecodable =
+        |error: serde_json::Error| refusal("undecodable", format!("the record is no event: {error}"));
+    let envelope: Envelope = serde_json::from_slice(payload).map_err(undecodable)?;
+    if envelope.kpulse.schema != SCHEMA_VERSION {
+        let why = format!("its schema is {}, known is {SCHEMA_VERSION}", envelope.kpulse.schema);
+        return Err(refusal("schema", why));
+    }
+    if decode == Decode::Typed {
+        let _: Event = serde_json::from_slice(payload).map_err(undecodable)?;
+    }
+    let id = envelope.event.id;
+    if id.is_empty() || id.len() > ID_MAX {
+        return Err(refusal("undecodable", format!("its event.id has {} bytes", id.len())));
+    }
+    let time = humantime::parse_rfc3339(&envelope.timestamp).map_err(|_| {
+        refusal("undecodable", format!("its @timestamp is not a time in UTC: {:?}", envelope.timestamp))
+    })?;
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let json = if payload.contains(&b'\n') || payload.contains(&b'\r') {
+        // Written over several lines: line breaks part the events of a request.
+        let value: serde_json::Value = serde_json::from_slice(payload).map_err(undecodable)?;
+        Cow::Owned(value.to_string().into_bytes())
+    } else {
+        Cow::Borrowed(payload)
+    };
+    Ok(Parsed { id, time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX), json })
+}
+
+fn refusal(cause: &'static str, reason: String) -> Refusal {
+    Refusal { status: None, reason, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn event() -> Value {
+        json!({
+            "@timestamp": "2026-11-21T10:00:00.000000001Z", "ecs": {"version": "8.17"},
+            "event": {"id": "a", "kind": "event", "module": "kpulse", "dataset": "kpulse.events", "action": "x"},
+            "host": {}, "kpulse": {"schema": 1, "probe": "x", "suppressed": 0, "x": {}},
+        })
+    }
+
+    #[test]
+    fn an_event_goes_on_as_it_is() {
+        let json = event().to_string();
+        for decode in [Decode::Typed, Decode::Verbatim] {
+            let parsed = parse(Some(json.as_bytes()), decode).unwrap();
+            assert_eq!((parsed.id.as_ref(), parsed.time_ns), ("a", 1_795_255_200_000_000_001));
+            assert!(matches!(parsed.json, Cow::Borrowed(same) if same == json.as_bytes()));
+        }
+        let pretty = serde_json::to_string_pretty(&event()).unwrap();
+        let parsed = parse(Some(pretty.as_bytes()), Decode::Typed).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&parsed.json).unwrap(), event());
+        assert!(!parsed.json.contains(&b'\n'));
+    }
+
+    #[test]
+    fn what_can_be_no_document_says_why() {
+        let changed = |pointer: &str, value: Value| {
+            let mut event = event();
+            *event.pointer_mut(pointer).unwrap() = value;
+            event.to_string().into_bytes()
+        };
+        for (payload, cause, word) in [
+            (b"".to_vec(), "undecodable", "EOF"),
+            (b"\xff\x00".to_vec(), "undecodable", "expected"),
+            (b"[]".to_vec(), "undecodable", "no event"),
+            (changed("/kpulse/schema", 2.into()), "schema", "known is 1"),
+            (changed("/event/id", "".into()), "undecodable", "event.id"),
+            (changed("/event/id", "x".repeat(600).into()), "undecodable", "600"),
+            (changed("/@timestamp", "yesterday".into()), "undecodable", "yesterday"),
+            (changed("/kpulse/suppressed", "many".into()), "undecodable", "many"),
+        ] {
+            let refusal = parse(Some(&payload), Decode::Typed).unwrap_err();
+            assert!(refusal.cause == cause && refusal.reason.contains(word), "{refusal:?}");
+        }
+        assert_eq!(parse(None, Decode::Verbatim).unwrap_err().reason, "the record is empty");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = parse(Some(&bytes), Decode::Typed);
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Elasticsearch and OpenSearch: how they are reached, and how many events at once become documents there.
+
+mod bulk;
+mod client;
+mod config;
+mod trust;
+
+pub use bulk::{Batch, Outcome, Place, judge};
+pub use client::Client;
+pub use config::{Decode, ElasticsearchConfig};

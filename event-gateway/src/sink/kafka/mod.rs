@@ -1,0 +1,13 @@
+//! Kafka: how it is reached, and the records that events are there.
+
+mod admin;
+mod client;
+mod config;
+mod headers;
+mod producer;
+
+pub use admin::create_topics;
+pub use client::Health;
+pub use config::{KafkaConfig, Role, refused};
+pub use headers::{Headers, Refusal, original};
+pub use producer::{Producer, ProducerCounts};

@@ -1,0 +1,292 @@
+//! Where do events wait for Kafka? In one SQLite file, bounded by bytes and by age, which outlives the process.
+//!
+//! What [`DiskSpool::append`] has taken is on the disk: the write-ahead log is synced with every batch, so neither the
+//! end of the process nor of the machine loses it. Events are kept in chunks, each with a checksum, since one row for
+//! each event would cost more than the event.
+
+mod record;
+mod tables;
+
+pub use record::Record;
+
+use super::Document;
+use crate::sink::{Expired, Sink, SinkError};
+use anyhow::{Context, Result, anyhow};
+use record::{decode, encode};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// The spool's name within the state directory.
+pub const FILE: &str = "spool.db";
+/// Bytes of events in one chunk: also what the reader has in memory at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// How much waits for Kafka, and how long: the `output.spool` block of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bounds {
+    /// Older events are dropped.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// Over this the oldest events of the lowest priority are dropped.
+    pub max_bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { max_age: Duration::from_secs(24 * 3600), max_bytes: 1 << 30 }
+    }
+}
+
+/// Events that were taken together.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Its place in the order of arrival.
+    pub seq: i64,
+    /// When it was taken.
+    pub taken_at: SystemTime,
+    /// How many events it holds.
+    pub events: u64,
+    /// The events; an error when the disk gave back other bytes than it got.
+    pub records: Result<Vec<Record>>,
+}
+
+/// What the spool holds and what it had to drop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// Events that wait.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the oldest of them was taken.
+    pub oldest: Option<SystemTime>,
+    /// Events that will never be sent, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// The spool; its clones are the same one.
+#[derive(Debug, Clone)]
+pub struct DiskSpool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    connection: Mutex<Connection>,
+    state: Mutex<State>,
+    path: PathBuf,
+    bounds: Bounds,
+}
+
+impl DiskSpool {
+    /// Opens the spool, making it where there is none.
+    pub fn open(path: &Path, bounds: Bounds) -> Result<Self> {
+        let opened = Self::try_open(path, bounds);
+        opened.with_context(|| {
+            format!(
+                "cannot open the spool {}; set KPULSE_STATE_DIR to a directory that can be written to",
+                path.display()
+            )
+        })
+    }
+
+    fn try_open(path: &Path, bounds: Bounds) -> Result<Self> {
+        let directory = path.parent().context("it has no directory")?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
+        let connection = tables::open(path)?;
+        let spool = Self(Arc::new(Inner {
+            connection: Mutex::new(connection),
+            state: Mutex::default(),
+            path: path.to_owned(),
+            bounds,
+        }));
+        spool.measure(&spool.connection())?;
+        Ok(spool)
+    }
+
+    /// What it holds.
+    pub fn state(&self) -> State {
+        self.state_mut().clone()
+    }
+
+    /// How much it may hold.
+    pub fn bounds(&self) -> &Bounds {
+        &self.0.bounds
+    }
+
+    /// Takes all of these or none; what has to give way to them is dropped and counted.
+    pub fn append(&self, records: &[Record]) -> Result<()> {
+        let mut connection = self.connection();
+        let written = self.write(&mut connection, records);
+        let measured = self.measure(&connection);
+        written.with_context(|| self.write_error())?;
+        measured
+    }
+
+    fn write(&self, connection: &mut Connection, records: &[Record]) -> Result<()> {
+        let now = milliseconds(SystemTime::now());
+        let transaction = connection.transaction()?;
+        // Chunks of one priority each, so that the lower ones can go first.
+        for is_fact in [false, true] {
+            let of_priority = records.iter().filter(|record| record.is_fact == is_fact);
+            for (body, events) in encode(of_priority, CHUNK_BYTES) {
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO chunks (priority, time_ms, events, bytes, checksum, body) VALUES (?, ?, ?, ?, ?, ?)",
+                    )?
+                    .execute(params![is_fact, now, events, body.len(), crc32fast::hash(&body), body])?;
+            }
+        }
+        let dropped = self.keep_bounds(&transaction, now)?;
+        transaction.commit()?;
+        self.count_dropped(dropped);
+        Ok(())
+    }
+
+    /// Drops what is too old and, of what is too much, the oldest of the lowest priority.
+    fn keep_bounds(&self, connection: &Connection, now: i64) -> Result<[(&'static str, u64); 2]> {
+        let age = i64::try_from(self.0.bounds.max_age.as_millis()).unwrap_or(i64::MAX);
+        let old = now.saturating_sub(age);
+        let sum = "SELECT COALESCE(SUM(events), 0) FROM chunks WHERE time_ms < ?";
+        let by_age: u64 = connection.query_row(sum, [old], |row| row.get(0))?;
+        if by_age > 0 {
+            connection.execute("DELETE FROM chunks WHERE time_ms < ?", [old])?;
+        }
+        let mut by_size = 0;
+        let mut bytes: u64 =
+            connection.query_row("SELECT COALESCE(SUM(bytes), 0) FROM chunks", [], |row| row.get(0))?;
+        while bytes > self.0.bounds.max_bytes {
+            let lowest =
+                "DELETE FROM chunks WHERE seq = (SELECT seq FROM chunks ORDER BY priority, seq LIMIT 1)
+                RETURNING events, bytes";
+            let (events, freed): (u64, u64) =
+                connection.query_row(lowest, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            by_size += events;
+            bytes -= freed;
+        }
+        Ok([("spool_age", by_age), ("spool_size", by_size)])
+    }
+
+    /// The first chunk behind this place.
+    pub fn after(&self, seq: i64) -> Result<Option<Chunk>> {
+        let connection = self.connection();
+        let mut select = connection.prepare_cached(
+            "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? ORDER BY seq LIMIT 1",
+        )?;
+        let chunk = select.query_row([seq], |row| {
+            let (time_ms, checksum): (u64, u32) = (row.get(1)?, row.get(3)?);
+            let body = row.get_ref(4)?.as_blob()?;
+            let is_whole = crc32fast::hash(body) == checksum;
+            Ok(Chunk {
+                seq: row.get(0)?,
+                taken_at: SystemTime::UNIX_EPOCH + Duration::from_millis(time_ms),
+                events: row.get(2)?,
+                records: if is_whole { decode(body) } else { Err(anyhow!("its checksum is wrong")) },
+            })
+        });
+        select_error(chunk.optional(), &self.0.path)
+    }
+
+    /// Forgets chunks: they are where they should be, or `lost` says why they never will be.
+    pub fn remove(&self, chunks: &[i64], lost: Option<&'static str>) -> Result<()> {
+        let mut connection = self.connection();
+        let events = remove(&mut connection, chunks).with_context(|| self.write_error())?;
+        if let Some(reason) = lost {
+            self.count_dropped([(reason, events)]);
+        }
+        self.measure(&connection)
+    }
+
+    /// Counts events that will never be sent.
+    pub fn count_dropped(&self, dropped: impl IntoIterator<Item = (&'static str, u64)>) {
+        let mut state = self.state_mut();
+        for (reason, events) in dropped {
+            *state.dropped.entry(reason).or_default() += events;
+        }
+    }
+
+    /// Gives free pages back to the file system, some at a time.
+    fn shrink(&self) -> Result<()> {
+        let mut connection = self.connection();
+        let now = milliseconds(SystemTime::now());
+        let transaction = connection.transaction()?;
+        let dropped = self.keep_bounds(&transaction, now)?;
+        transaction.commit()?;
+        self.count_dropped(dropped);
+        connection.execute_batch("PRAGMA incremental_vacuum(1024)")?;
+        self.measure(&connection)
+    }
+
+    fn measure(&self, connection: &Connection) -> Result<()> {
+        let sums = "SELECT COALESCE(SUM(events), 0), COALESCE(SUM(bytes), 0), MIN(time_ms) FROM chunks";
+        let measured = connection
+            .prepare_cached(sums)?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, Option<u64>>(2)?)))?;
+        let mut state = self.state_mut();
+        (state.events, state.bytes) = (measured.0, measured.1);
+        state.oldest = measured.2.map(|time_ms| SystemTime::UNIX_EPOCH + Duration::from_millis(time_ms));
+        Ok(())
+    }
+
+    fn write_error(&self) -> String {
+        format!("cannot write to the spool {}", self.0.path.display())
+    }
+
+    /// A transaction that panics is rolled back, so a poisoned lock is still good; so are counts.
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.0.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many events went with these chunks.
+fn remove(connection: &mut Connection, chunks: &[i64]) -> rusqlite::Result<u64> {
+    let transaction = connection.transaction()?;
+    let mut events = 0;
+    for seq in chunks {
+        let mut delete = transaction.prepare_cached("DELETE FROM chunks WHERE seq = ? RETURNING events")?;
+        events += delete.query_row([seq], |row| row.get::<_, u64>(0)).optional()?.unwrap_or(0);
+    }
+    transaction.commit()?;
+    Ok(events)
+}
+
+fn select_error<T>(result: rusqlite::Result<T>, path: &Path) -> Result<T> {
+    result.with_context(|| format!("cannot read the spool {}", path.display()))
+}
+
+fn milliseconds(time: SystemTime) -> i64 {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// For the pipeline the spool is what takes the events.
+impl Sink for DiskSpool {
+    fn name(&self) -> &'static str {
+        "spool"
+    }
+
+    fn store(&mut self, batch: &[Document]) -> Result<(), SinkError> {
+        let records: Vec<_> = batch.iter().map(Record::from).collect();
+        self.append(&records).map_err(SinkError::Unavailable)
+    }
+
+    fn maintain(&mut self) -> Result<Expired, SinkError> {
+        self.shrink().map_err(SinkError::Unavailable)?;
+        // They were not delivered, so they are losses, which `dropped` counts.
+        Ok(Expired::default())
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        Some(self.state_mut().bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;
