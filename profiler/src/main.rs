@@ -57,7 +57,6 @@ fn run() -> anyhow::Result<()> {
     };
     let config = config::load(&line.common, &line.sample, &serve_flags)?;
     logging::init(level(&line, &config), config.log.format)?;
-    symbolize::truncation::survive()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = match &line.command {
         Command::Record(arguments) => runtime.block_on(record::run(arguments, &config)),

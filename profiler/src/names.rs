@@ -11,9 +11,6 @@ pub type Stack = Arc<[Arc<str>]>;
 pub const KERNEL_SUFFIX: &str = "_[k]";
 /// The frame that stands for addresses without a name.
 pub const UNKNOWN: &str = "[unknown]";
-/// Longest name kept; template instances reach many kilobytes and differ long before that.
-pub const NAME_BYTES: usize = 1024;
-
 /// What an allocation of a shared slice costs beside its content: two reference counts, the allocator's
 /// header, and its place in the set.
 const OVERHEAD_BYTES: usize = 64;
@@ -69,15 +66,6 @@ impl<T: ?Sized + Eq + Hash> Interned<T> {
     }
 }
 
-/// Cuts a name to [`NAME_BYTES`], at a character.
-pub fn cut(name: &str) -> &str {
-    let mut end = name.len().min(NAME_BYTES);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    &name[..end]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,12 +81,5 @@ mod tests {
         drop((first, second));
         names.sweep();
         assert_eq!((names.len(), names.bytes()), (0, 0));
-    }
-
-    #[test]
-    fn a_long_name_is_cut_at_a_character() {
-        let name = format!("a{}", "é".repeat(NAME_BYTES));
-        assert_eq!(cut(&name).len(), NAME_BYTES - 1);
-        assert_eq!(cut("short"), "short");
     }
 }

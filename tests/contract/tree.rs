@@ -4,12 +4,17 @@ use super::{files, read, root};
 use kpulse_exporter_ebpf::probes;
 
 /// Crate folders, and dependencies that each must not have.
-const FORBIDDEN: [(&str, &[&str]); 4] = [
-    ("common", &["aya", "rusqlite", "kpulse-exporter-ebpf"]),
-    ("exporter", &["aya", "rusqlite"]),
+const FORBIDDEN: [(&str, &[&str]); 6] = [
+    ("common", &["aya", "rusqlite", "kpulse-exporter-ebpf", "kpulse-symbolize", "blazesym"]),
+    ("exporter-ebpf", &["rusqlite", "kpulse-symbolize", "blazesym"]),
+    ("exporter", &["aya", "rusqlite", "kpulse-symbolize", "blazesym"]),
+    ("symbolize", &["aya", "rusqlite", "kpulse-exporter-ebpf"]),
     ("event-gateway", &["aya"]),
     ("profiler", &["aya", "rusqlite"]),
 ];
+
+const SOURCES: [&str; 6] =
+    ["common/src", "exporter-ebpf/src", "exporter/src", "event-gateway/src", "profiler/src", "symbolize/src"];
 
 #[test]
 fn crates_know_only_what_they_may() {
@@ -52,7 +57,7 @@ fn exporter_and_gateway_name_no_probe() {
 
 #[test]
 fn kernel_versions_are_compared_nowhere() {
-    for folder in ["common/src", "exporter-ebpf/src", "exporter/src", "event-gateway/src", "profiler/src"] {
+    for folder in SOURCES {
         for path in files(&root().join(folder), ".rs") {
             assert!(!read(&path).contains("KernelVersion"), "{}", path.display());
         }
@@ -61,7 +66,7 @@ fn kernel_versions_are_compared_nowhere() {
 
 #[test]
 fn every_unsafe_block_says_why_it_is_safe() {
-    for folder in ["common/src", "exporter-ebpf/src", "exporter/src", "event-gateway/src", "profiler/src"] {
+    for folder in SOURCES {
         for path in files(&root().join(folder), ".rs") {
             let text = read(&path);
             let lines: Vec<&str> = text.lines().collect();

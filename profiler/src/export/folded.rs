@@ -4,7 +4,8 @@
 //! terminal's patience is replaced, and a line stays below the 64 KiB at which line readers give up.
 
 use crate::aggregate::Key;
-use crate::names::{UNKNOWN, cut};
+use crate::names::UNKNOWN;
+use kpulse_symbolize::cut;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -87,13 +88,9 @@ fn clean(name: &str) -> String {
     if clean.is_empty() { UNKNOWN.into() } else { clean }
 }
 
-/// Characters that end a frame or a line, steer a terminal, turn the direction of text, or are not allowed in XML.
+/// Characters that end a frame or a line, steer a terminal, or turn the direction of text.
 fn is_hostile(letter: char) -> bool {
-    letter == ';'
-        || letter.is_control()
-        || (letter.is_whitespace() && letter != ' ')
-        || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{061c}' | '\u{feff}' | '\u{fff0}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' | '\u{e0000}'..='\u{e007f}')
+    letter == ';' || kpulse_symbolize::is_hostile(letter)
 }
 
 #[cfg(test)]

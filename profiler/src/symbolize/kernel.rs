@@ -1,9 +1,9 @@
 //! Which kernel function is at this address? `/proc/kallsyms`, which has modules and BPF programs too.
 
-use super::{Nameless, Resolved, Unknown};
 use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Kernel as KernelSource, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
+use kpulse_symbolize::{Nameless, Resolved, Unknown};
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;

@@ -3,73 +3,18 @@
 //! An address without a name becomes the frame `[unknown]`, or `[FILE]` where the file is known, and the reason is
 //! counted.
 
-pub mod demangle;
-pub mod kernel;
-pub mod native;
-mod reader;
-pub mod truncation;
+mod kernel;
 
 use crate::aggregate::Losses;
-use crate::names::{Interned, KERNEL_SUFFIX, UNKNOWN, cut};
-use crate::sample::process::Processes;
+use crate::names::{Interned, KERNEL_SUFFIX, UNKNOWN};
 use kernel::Kernel;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::Sample;
-use native::Native;
+use kpulse_symbolize::native::Detail;
+use kpulse_symbolize::{Nameless, Native, Processes, cut, instructions};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Why an address has no name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unknown {
-    /// The process ended before its memory map was read.
-    ProcessGone,
-    /// Too many new processes in one drain.
-    Budget,
-    /// The address lies in no mapping: the stack was not one, or the library is gone.
-    Unmapped,
-    /// Code without a file, such as a JIT's.
-    Anonymous,
-    /// The file has no symbol there.
-    NoSymbol,
-    /// The file could not be read.
-    Unreadable,
-    /// The kernel shows no name.
-    Kernel,
-}
-
-impl Unknown {
-    /// The reason as a label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::ProcessGone => "process_gone",
-            Self::Budget => "process_budget",
-            Self::Unmapped => "unmapped",
-            Self::Anonymous => "anonymous",
-            Self::NoSymbol => "no_symbol",
-            Self::Unreadable => "unreadable",
-            Self::Kernel => "kernel",
-        }
-    }
-}
-
-/// An address without a name: why, and what stands for it where more is known than nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Nameless {
-    pub why: Unknown,
-    /// `[libc.so.6]`: the file that has no symbol there.
-    pub file: Option<Arc<str>>,
-}
-
-impl From<Unknown> for Nameless {
-    fn from(why: Unknown) -> Self {
-        Self { why, file: None }
-    }
-}
-
-/// The frames at one address, outermost first, or why there are none.
-pub type Resolved = Result<Box<[Arc<str>]>, Nameless>;
 
 /// Names for samples.
 pub struct Symbols {
@@ -83,7 +28,7 @@ pub struct Symbols {
 impl Symbols {
     /// Reads nothing yet: the first batch does.
     pub fn new(paths: &Paths) -> Self {
-        let native = Native::new(Processes::new(&paths.procfs));
+        let native = Native::new(Processes::new(&paths.procfs), Detail::Inlined);
         let mut names = Interned::default();
         let unknown = names.intern(UNKNOWN);
         Self { kernel: Kernel::new(&paths.procfs), native, names, unknown, unsymbolized: Losses::new() }
@@ -158,10 +103,4 @@ impl Symbols {
     pub fn addresses(&self) -> usize {
         self.native.addresses()
     }
-}
-
-/// Where to look: the leaf is what was about to run, the others are where a call returns to, and the call is
-/// the instruction before.
-fn instructions(stack: &[u64]) -> impl Iterator<Item = u64> + '_ {
-    stack.iter().enumerate().map(|(depth, address)| address.saturating_sub(u64::from(depth > 0)))
 }

@@ -1,6 +1,7 @@
 //! Is this still the process, and the program, whose addresses were named? Its identity by `/proc/PID`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,14 +10,18 @@ use std::path::{Path, PathBuf};
 /// put the code and the stack, which exec chooses anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
-    start_ticks: u64,
-    code: u64,
-    stack: u64,
+    /// When it began.
+    pub start_ticks: u64,
+    /// Where its code begins.
+    pub code: u64,
+    /// Where its stack began.
+    pub stack: u64,
 }
 
 /// What `/proc/PID/stat` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
+    /// Which process and program it is.
     pub identity: Identity,
     /// Name of the main thread.
     pub name: String,
@@ -77,10 +82,23 @@ impl Processes {
         }
     }
 
-    /// The files whose code the process runs, by address; empty when it is gone.
-    pub fn code_files(&self, pid: u32) -> CodeFiles {
+    /// Where the process has code; nowhere when it is gone.
+    pub fn code(&self, pid: u32) -> Code {
         let maps = fs::read(self.procfs.join(pid.to_string()).join("maps")).unwrap_or_default();
-        CodeFiles(maps.split(|byte| *byte == b'\n').filter_map(code_file).collect())
+        Code(maps.split(|byte| *byte == b'\n').filter_map(mapping).collect())
+    }
+
+    /// Opens a file that the process maps; an error also for what is no plain file, since opening a device does things.
+    pub fn open(&self, pid: u32, mapping: &Mapping, files: Files) -> io::Result<File> {
+        let Range { start, end } = mapping.range;
+        let path = match files {
+            Files::ByPath => PathBuf::from(mapping.path.as_deref().unwrap_or_default()),
+            _ => self.procfs.join(format!("{pid}/map_files/{start:x}-{end:x}")),
+        };
+        if !fs::metadata(&path)?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        File::open(path)
     }
 
     fn mounts(&self, process: &str) -> Option<(u64, u64)> {
@@ -97,28 +115,53 @@ fn follows_map_files() -> bool {
 
 /// Mappings with code, in order of address.
 #[derive(Debug, Default)]
-pub struct CodeFiles(Vec<(Range<u64>, String)>);
+pub struct Code(Vec<Mapping>);
 
-impl CodeFiles {
-    /// The name of the file at an address, without its folder.
-    pub fn name(&self, address: u64) -> Option<&str> {
-        let after = self.0.partition_point(|(range, _)| range.start <= address);
-        let (range, name) = self.0.get(after.checked_sub(1)?)?;
-        range.contains(&address).then_some(name)
+/// One of them.
+#[derive(Debug)]
+pub struct Mapping {
+    /// Where the process has it.
+    pub range: Range<u64>,
+    offset: u64,
+    path: Option<String>,
+}
+
+impl Code {
+    /// The code at an address.
+    pub fn at(&self, address: u64) -> Option<&Mapping> {
+        let after = self.0.partition_point(|mapping| mapping.range.start <= address);
+        self.0.get(after.checked_sub(1)?).filter(|mapping| mapping.range.contains(&address))
+    }
+
+    /// Whether there is none, so no process.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Mapping {
+    /// The name of its file without the folder; `None` for code that a program made.
+    pub fn file_name(&self) -> Option<&str> {
+        self.path.as_deref()?.rsplit('/').next()
+    }
+
+    /// Where in the file an address is that lies in the range.
+    pub fn offset_of(&self, address: u64) -> u64 {
+        (address - self.range.start).saturating_add(self.offset)
     }
 }
 
 /// Reads a line of `maps`: `start-end perms offset device inode path`, where the path may have blanks.
-fn code_file(line: &[u8]) -> Option<(Range<u64>, String)> {
+fn mapping(line: &[u8]) -> Option<Mapping> {
     let line = String::from_utf8_lossy(line);
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
     let range = u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?;
     let is_code = fields.next()?.contains('x');
-    let path = fields.nth(3)?.trim_start();
+    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let path = fields.nth(2).unwrap_or_default().trim_start();
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
-    let name = path.starts_with('/').then(|| path.rsplit('/').next())??;
-    is_code.then(|| (range, name.to_owned()))
+    is_code.then(|| Mapping { range, offset, path: path.starts_with('/').then(|| path.to_owned()) })
 }
 
 /// Reads `stat`; the name in its second field can hold anything, so the fields are counted from the last `)`.
@@ -161,10 +204,13 @@ mod tests {
             b"4000-5000 r-xp 00000000 00:00 0    [vdso]",
             b"not a mapping",
         ];
-        let files = CodeFiles(maps.into_iter().filter_map(code_file).collect());
-        let names: Vec<_> =
-            [0x1fff, 0x2000, 0x2fff, 0x3800, 0x4800].map(|address| files.name(address)).into();
+        let code = Code(maps.into_iter().filter_map(mapping).collect());
+        let names: Vec<_> = [0x1fff, 0x2000, 0x2fff, 0x3800, 0x4800]
+            .map(|address| code.at(address).and_then(Mapping::file_name))
+            .into();
         assert_eq!(names, [None, Some("my lib.so"), Some("my lib.so"), Some("memfd:jit"), None]);
+        assert!(code.at(0x1fff).is_none() && code.at(0x4800).is_some(), "only what can run is code");
+        assert_eq!(code.at(0x2010).unwrap().offset_of(0x2010), 0x1010);
     }
 
     #[test]

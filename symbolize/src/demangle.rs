@@ -3,7 +3,7 @@
 //! The name comes from a file that anybody may have written, and a mangled C++ name of a few hundred bytes can
 //! expand to gigabytes through its back references, so the output stops at the longest name that is kept.
 
-use crate::names::NAME_BYTES;
+use crate::NAME_BYTES;
 use cpp_demangle::DemangleOptions;
 use std::borrow::Cow;
 use std::fmt::{self, Write};

@@ -1,7 +1,5 @@
 //! What ran? Samples as the kernel counted them, drained by the `cpu_sample` probe.
 
-pub mod process;
-
 use crate::config::Config;
 use anyhow::Context;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{CpuSamples, PROBE};

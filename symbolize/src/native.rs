@@ -1,12 +1,12 @@
-//! Which function of a program is at this address? Symbol tables, and inlined functions from DWARF.
+//! Which function of a program is at this address? Symbol tables, and inlined functions from DWARF where they are wanted.
 //!
 //! Files are opened through `/proc/PID/map_files`, so a deleted, replaced or containerised file is the one that
 //! runs. The names of a process are kept until it ends or starts another program.
 
-use super::demangle::demangle;
-use super::reader::Reader;
-use super::{Nameless, Resolved, Unknown};
-use crate::sample::process::{Files, Identity, Processes};
+use crate::demangle::demangle;
+use crate::process::{Code, Files, Identity, Mapping, Processes};
+use crate::reader::Reader;
+use crate::{Nameless, Resolved, Unknown, elf, truncation};
 use blazesym::Pid;
 use blazesym::symbolize::source::{Process as ProcessSource, Source};
 use blazesym::symbolize::{Input, Reason, Sym, Symbolized};
@@ -33,8 +33,18 @@ struct Process {
     is_stale: bool,
 }
 
+/// How much is read of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Debug information too, for the functions that are inlined; what has no symbol is named by its file, `[libc.so.6]`.
+    Inlined,
+    /// Symbol tables only; what has no symbol is named by its file and its place there, `[libc.so.6+0x29d90]`.
+    Symbols,
+}
+
 /// Names of user-space addresses.
 pub struct Native {
+    detail: Detail,
     reader: Reader,
     processes: HashMap<u32, Process>,
     source: Processes,
@@ -42,9 +52,12 @@ pub struct Native {
 }
 
 impl Native {
-    /// Reads nothing yet: the first batch does.
-    pub fn new(source: Processes) -> Self {
-        Self { reader: Reader::new(Instant::now()), processes: HashMap::new(), source, addresses: 0 }
+    /// Reads nothing yet: the first batch does. From here on this thread survives files that shrink.
+    pub fn new(source: Processes, detail: Detail) -> Self {
+        if let Err(error) = truncation::survive() {
+            tracing::warn!(%error, "a program's file that shrinks would end this process");
+        }
+        Self { detail, reader: Reader::new(Instant::now()), processes: HashMap::new(), source, addresses: 0 }
     }
 
     /// Finds the names of the addresses of each process, the busiest first.
@@ -68,6 +81,11 @@ impl Native {
                 processes_read += 1;
                 if processes_read <= MAX_PROCESSES {
                     self.read(pid, &missing, &mut process.names, name);
+                    // Whatever was read while it began another program is of neither.
+                    if self.source.process(pid).is_none_or(|now| now.identity != process.identity) {
+                        process.names.extend(missing.into_iter().map(|address| (address, Err(GONE))));
+                        process.is_stale = true;
+                    }
                 } else {
                     let unnamed = missing.into_iter().map(|address| (address, Err(Unknown::Budget.into())));
                     process.names.extend(unnamed);
@@ -113,6 +131,11 @@ impl Native {
         self.processes.get(&pid).map(|process| &process.name)
     }
 
+    /// The process, or what it was when it ended, whose addresses have names.
+    pub fn identity(&self, pid: u32) -> Option<Identity> {
+        self.processes.get(&pid).map(|process| process.identity)
+    }
+
     /// Addresses whose names are kept.
     pub fn addresses(&self) -> usize {
         self.addresses
@@ -126,23 +149,51 @@ impl Native {
         name: &mut dyn FnMut(&str) -> Arc<str>,
     ) {
         let mut source = ProcessSource::new(Pid::from(pid));
-        let files = self.source.files(pid);
-        if files == Files::Unreachable {
-            names.extend(missing.iter().map(|address| (*address, Err(Unknown::Unreadable.into()))));
-            return self.name_files(pid, missing, names, name);
+        let (files, code) = (self.source.files(pid), self.source.code(pid));
+        let mut may_read = self.may_read(pid, files);
+        let mut readable = Vec::new();
+        for address in missing {
+            let why = match code.at(*address) {
+                Some(mapping) if may_read(mapping) => {
+                    readable.push(*address);
+                    continue;
+                }
+                Some(_) => Unknown::Unreadable,
+                None if code.is_empty() => Unknown::ProcessGone,
+                None => Unknown::Unmapped,
+            };
+            names.insert(*address, Err(why.into()));
+        }
+        drop(may_read);
+        if readable.is_empty() {
+            return self.name_files(&code, missing, names, name);
         }
         source.map_files = files != Files::ByPath;
         // A perf map lies where the program may put a pipe that never ends, and so may what a debug link names.
         source.perf_map = false;
-        source.debug_syms = files != Files::Mapped { is_host: false };
+        source.debug_syms = self.detail == Detail::Inlined && files != Files::Mapped { is_host: false };
         if let Err(error) = self.reader.remember(Pid::from(pid)) {
             tracing::debug!(pid, %error, "no memory map");
-            names.extend(missing.iter().map(|address| (*address, Err(Unknown::ProcessGone.into()))));
+            names.extend(readable.into_iter().map(|address| (address, Err(Unknown::ProcessGone.into()))));
             return;
         }
-        self.read_part(&Source::Process(source), missing, names, name);
-        self.name_files(pid, missing, names, name);
+        self.read_part(&Source::Process(source), &readable, names, name);
+        self.name_files(&code, missing, names, name);
         self.reader.forget(Pid::from(pid));
+    }
+
+    /// Whether the file of a mapping can be reached, and has no more symbols than can be sorted.
+    fn may_read(&self, pid: u32, files: Files) -> impl FnMut(&Mapping) -> bool + use<'_> {
+        let mut seen: HashMap<u64, bool> = HashMap::new();
+        move |mapping| {
+            let is_small = || {
+                let symbols = self.source.open(pid, mapping, files).and_then(|file| elf::symbol_bytes(&file));
+                symbols.is_ok_and(|bytes| bytes <= elf::SYMBOL_BYTES_MAX)
+            };
+            let is_file = mapping.file_name().is_some();
+            !is_file
+                || files != Files::Unreachable && *seen.entry(mapping.range.start).or_insert_with(is_small)
+        }
     }
 
     /// One file that cannot be read fails a whole batch, so a failed batch is halved until that file's are alone.
@@ -178,18 +229,20 @@ impl Native {
     /// Where a file has no symbol, its own name says more than nothing.
     fn name_files(
         &self,
-        pid: u32,
+        code: &Code,
         missing: &[u64],
         names: &mut HashMap<u64, Resolved>,
         name: &mut dyn FnMut(&str) -> Arc<str>,
     ) {
-        let mut files = None;
         for address in missing {
             if let Some(Err(nameless)) = names.get_mut(address)
                 && matches!(nameless.why, Unknown::NoSymbol | Unknown::Unreadable)
             {
-                let files = files.get_or_insert_with(|| self.source.code_files(pid));
-                nameless.file = files.name(*address).map(|file| name(&format!("[{file}]")));
+                let file = code.at(*address).and_then(|mapping| Some((mapping, mapping.file_name()?)));
+                nameless.file = file.map(|(mapping, file)| match self.detail {
+                    Detail::Inlined => name(&format!("[{file}]")),
+                    Detail::Symbols => name(&format!("[{file}+{:#x}]", mapping.offset_of(*address))),
+                });
             }
         }
     }
@@ -245,7 +298,7 @@ mod tests {
 
     #[test]
     fn names_this_process_and_keeps_what_it_named() {
-        let mut native = Native::new(Processes::new(Path::new("/proc")));
+        let mut native = Native::new(Processes::new(Path::new("/proc")), Detail::Inlined);
         let pid = std::process::id();
         let address = a_function_of_this_test() as u64;
         let now = Instant::now();
@@ -263,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_unknown_for_that_reason() {
-        let mut native = Native::new(Processes::new(Path::new("/proc")));
+        let mut native = Native::new(Processes::new(Path::new("/proc")), Detail::Inlined);
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         native.resolve(vec![(child.id(), vec![4096])], Instant::now(), &mut |name| Arc::from(name));
