@@ -39,7 +39,6 @@ pub const PROBE: Probe = Probe {
         names: |_| Names::new(),
     }],
     collector: Some(|maps, _| Ok(Box::new(Reader { stretches: maps.table("stretches")? }))),
-    in_interrupt: true,
     in_flight: &[InFlight::part(
         "stretches",
         offset_of!(abi::soft_lockup_value, since_ns)..size_of::<abi::soft_lockup_value>(),
