@@ -234,7 +234,8 @@ pub struct Stack {
     #[schemars(extend("x-elasticsearch" = {"type": "keyword", "index": false, "doc_values": false}))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel: Vec<String>,
-    /// User frames.
+    /// Frames of the program, where the kernel worked for it when the record was made: functions, or `[FILE+OFFSET]` where the
+    /// file has no symbol there. Found by frame pointers: in code built without them only the first is sure.
     #[schemars(extend("x-elasticsearch" = {"type": "keyword", "index": false, "doc_values": false}))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub user: Vec<String>,

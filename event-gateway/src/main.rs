@@ -12,6 +12,7 @@ mod keys;
 mod lines;
 mod mapping;
 mod metrics;
+mod naming;
 mod page;
 mod pipeline;
 mod policies;

@@ -25,8 +25,11 @@ const DELAY: MetricDef = MetricDef::histogram(
     "Time from the kernel's stamp to the sink's acknowledgement.",
     &[],
 );
-const SPOOL_EVENTS: MetricDef =
-    MetricDef::gauge("kpulse_spool_events", "Events that wait for the sink or its acknowledgement.", &[]);
+const SPOOL_EVENTS: MetricDef = MetricDef::gauge(
+    "kpulse_spool_events",
+    "Events that wait for names, for the sink or for its acknowledgement.",
+    &[],
+);
 const SPOOL_BYTES: MetricDef =
     MetricDef::gauge("kpulse_spool_bytes", "Size of the events that wait for the sink.", &[]);
 const SPOOL_EVENTS_MAX: MetricDef =
@@ -45,6 +48,11 @@ const RETRIES: MetricDef = MetricDef::counter(
 const EXPIRED: MetricDef = MetricDef::counter(
     "kpulse_events_expired_total",
     "Stored events that retention removed.",
+    &[Label::Named("reason")],
+);
+const FRAMES_UNNAMED: MetricDef = MetricDef::counter(
+    "kpulse_user_frames_unnamed_total",
+    "Frames of user stacks that no function's name was found for, by reason.",
     &[Label::Named("reason")],
 );
 const PROCESS_RECORDS: MetricDef = MetricDef::counter(
@@ -128,7 +136,7 @@ pub fn pipeline(spool: &Spool, tally: &Tally, sink: &str, out: &mut Samples) {
     }
     out.histogram(&DELAY, &[], counts.delay);
     let (depth, capacity) = (spool.depth(), spool.capacity());
-    out.count(&SPOOL_EVENTS, &[], depth.events as u64 + counts.in_flight);
+    out.count(&SPOOL_EVENTS, &[], depth.events as u64 + counts.in_naming + counts.in_flight);
     out.count(&SPOOL_BYTES, &[], depth.bytes as u64);
     out.count(&SPOOL_EVENTS_MAX, &[], capacity.events as u64);
     out.count(&SPOOL_BYTES_MAX, &[], capacity.bytes as u64);
@@ -139,6 +147,9 @@ pub fn pipeline(spool: &Spool, tally: &Tally, sink: &str, out: &mut Samples) {
     out.count(&RETRIES, &[sink], counts.retries);
     for (reason, count) in counts.expired {
         out.count(&EXPIRED, &[reason], count);
+    }
+    for (reason, count) in counts.frames_unnamed {
+        out.count(&FRAMES_UNNAMED, &[reason], count);
     }
     if let Some(processes) = &counts.processes {
         out.count(&PROCESS_RECORDS, &[], processes.records);

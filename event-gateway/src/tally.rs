@@ -45,6 +45,10 @@ pub struct Counts {
     pub sink_error: Option<String>,
     /// Taken from the spool and not yet acknowledged.
     pub in_flight: u64,
+    /// Waiting for the names of their user stacks.
+    pub in_naming: u64,
+    /// Frames of user stacks without a function's name, by reason.
+    pub frames_unnamed: BTreeMap<&'static str, u64>,
     /// What became of the records of processes; `None` when there are none here.
     pub processes: Option<ProcessCounts>,
 }

@@ -27,6 +27,20 @@ struct record_header {
 };
 _Static_assert(sizeof(struct record_header) == 328, "Rust reads this layout");
 
+/*
+ * Where a task was in its own code, in records of kinds that find it as the current task. Frames follow frame pointers:
+ * of code without them only the first is sure.
+ */
+#define USER_FRAMES 32
+struct user_stack {
+	__u64 code; /* with `stack`, which address space it was: /proc/PID/stat has the same two */
+	__u64 stack;
+	__u32 tgid; /* whose it is, which need not be the header's */
+	__s32 stack_bytes; /* 0 = not taken; negative = errno */
+	__u64 frames[USER_FRAMES]; /* innermost first */
+};
+_Static_assert(sizeof(struct user_stack) == 280, "Rust reads this layout");
+
 /* Where the records of a ring went: produced = sent + suppressed + ring_full. */
 struct ring_counts {
 	__u64 produced;

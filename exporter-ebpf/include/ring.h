@@ -81,4 +81,26 @@ static __always_inline void header_current_task(struct record_header *header)
 #define header_kernel_stack(context, header) \
 	((header)->stack_bytes = bpf_get_stack(context, (header)->stack, sizeof((header)->stack), 0))
 
+/* Where the current task is in its own code; a kernel thread has none. For what runs in the task's own context. */
+static __always_inline void take_user_stack(void *context, struct user_stack *user)
+{
+	struct mm_struct *memory = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), mm);
+
+	user->stack_bytes = 0;
+	if (!memory)
+		return;
+	user->code = BPF_CORE_READ(memory, start_code);
+	user->stack = BPF_CORE_READ(memory, start_stack);
+	user->tgid = bpf_get_current_pid_tgid() >> 32;
+	user->stack_bytes = bpf_get_stack(context, user->frames, sizeof(user->frames), BPF_F_USER_STACK);
+}
+
+/* The same for what may be a softirq on top of the task: user space sees by the whole kernel stack whether it was. */
+static __always_inline void take_user_stack_below(void *context, struct record_header *header, struct user_stack *user)
+{
+	user->stack_bytes = 0;
+	if (header->stack_bytes > 0 && header->stack_bytes < (__s32)sizeof(header->stack))
+		take_user_stack(context, user);
+}
+
 #endif

@@ -122,6 +122,8 @@ struct percpu_counter {
 };
 
 struct mm_struct {
+	unsigned long start_code;
+	unsigned long start_stack;
 	unsigned long arg_start;
 	unsigned long arg_end;
 	unsigned long total_vm;

@@ -38,5 +38,6 @@ pub use loader::{
 };
 pub use policy::Policies;
 pub use probe::{Collector, EventDef, Probe, Want};
+pub use record::{AddressSpace, UserStack};
 pub use ring::{EventStream, Fact, Loss};
 pub use statistics::{ProgramCost, count_runs};

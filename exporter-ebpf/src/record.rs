@@ -20,14 +20,45 @@ pub struct Decoded {
     pub place: Option<(&'static str, u64)>,
     /// Which of the probe's kinds it is; `None` for the first.
     pub kind: Option<&'static str>,
+    /// Where the task was in its own code, where it was the current one.
+    pub user_stack: Option<UserStack>,
 }
 
 impl Decoded {
     /// A header with the probe's fields.
     pub fn new(header: Header, body: &impl Serialize) -> Result<Self, ProbeError> {
         let body = serde_json::to_value(body).map_err(|error| ProbeError::Layout(error.to_string()))?;
-        Ok(Self { header, body, place: None, kind: None })
+        Ok(Self { header, body, place: None, kind: None, user_stack: None })
     }
+
+    /// The same with what the record says of the task's own code.
+    #[must_use]
+    pub fn with_user_stack(mut self, raw: &abi::user_stack) -> Self {
+        let frames = addresses(&raw.frames, raw.stack_bytes);
+        let space = AddressSpace { code: raw.code, stack: raw.stack };
+        self.user_stack = (!frames.is_empty()).then_some(UserStack { pid: raw.tgid, space, frames });
+        self
+    }
+}
+
+/// Where a task was in its own code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserStack {
+    /// The process, which need not be the one that the event is about.
+    pub pid: u32,
+    /// What it ran.
+    pub space: AddressSpace,
+    /// Addresses of that program, innermost first.
+    pub frames: Vec<u64>,
+}
+
+/// Where the kernel put a program's code and its stack, which exec chooses anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AddressSpace {
+    /// Field 26 of `/proc/PID/stat`.
+    pub code: u64,
+    /// Field 28.
+    pub stack: u64,
 }
 
 /// The head of a record.
@@ -57,7 +88,6 @@ pub struct Header {
 
 impl From<&abi::record_header> for Header {
     fn from(raw: &abi::record_header) -> Self {
-        let frames = usize::try_from(raw.stack_bytes).unwrap_or(0) / size_of::<u64>();
         Self {
             boot_ns: raw.boot_ns,
             value_ns: known(raw.value_ns),
@@ -68,9 +98,15 @@ impl From<&abi::record_header> for Header {
             tid: raw.tid,
             cpu: raw.cpu,
             comm: comm(&raw.comm),
-            stack: raw.stack.iter().take(frames).copied().take_while(|&address| address != 0).collect(),
+            stack: addresses(&raw.stack, raw.stack_bytes),
         }
     }
+}
+
+/// The frames of a stack of so many bytes, or of none where it is an error.
+fn addresses(frames: &[u64], stack_bytes: i32) -> Vec<u64> {
+    let count = usize::try_from(stack_bytes).unwrap_or(0) / size_of::<u64>();
+    frames.iter().take(count).copied().take_while(|&address| address != 0).collect()
 }
 
 /// `None` for the sentinel of a value that could not be measured.

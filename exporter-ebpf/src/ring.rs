@@ -8,8 +8,8 @@ use crate::error::ProbeError;
 use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{Maps, Table};
 use crate::probe::{EventDef, Upkeep};
-use crate::record::{Decoded, Header, Names};
-use crate::symbols::KernelSymbols;
+use crate::record::{Decoded, Header, Names, UserStack};
+use crate::symbols::{KernelSymbols, UNKNOWN};
 use aya::maps::{MapData, RingBuf};
 use kpulse_common::container::{CgroupId, Hierarchy};
 use serde_json::Value;
@@ -51,8 +51,8 @@ pub struct Fact {
     pub suppressed: u64,
     /// Kernel functions, innermost first.
     pub kernel_stack: Vec<String>,
-    /// User functions, innermost first.
-    pub user_stack: Vec<String>,
+    /// Where the task was in its own code; `None` where it was not the current one.
+    pub user_stack: Option<UserStack>,
     /// The probe's own fields.
     pub body: Value,
 }
@@ -214,6 +214,9 @@ impl EventStream {
 const OWN: [&str; 5] = ["bpf_prog_", "bpf_trace_run", "bpf_get_stack", "__bpf_trace_", "__traceiter_"];
 /// Where an interrupt begins, on x86 and on arm64.
 const INTERRUPT_ENTRIES: [&str; 4] = ["asm_sysvec_", "asm_common_interrupt", "el1_irq", "el1h_64_irq"];
+/// How softirqs begin: from an interrupt, or where a task lets them in again.
+const SOFTIRQS: [&str; 5] =
+    ["do_softirq", "__do_softirq", "handle_softirqs", "__softirqentry_text_start", "irq_exit"];
 
 /// How many frames on top of a stack are our program and what called it, not the kernel's story.
 fn own_frames(stack: &[String], in_interrupt: bool) -> usize {
@@ -227,13 +230,24 @@ fn own_frames(stack: &[String], in_interrupt: bool) -> usize {
         .unwrap_or_else(|| stack.iter().take_while(|function| begins_with(function, &OWN)).count())
 }
 
+/// Whether the kernel did all of this for the task it stands on: an interrupt and a softirq work on top of anyone.
+fn is_of_the_task(stack: &[String], in_interrupt: bool) -> bool {
+    let is_any = |function: &String, prefixes: &[&str]| prefixes.iter().any(|it| function.starts_with(it));
+    // The one that a program of ours runs in tells where the task is.
+    let entry = stack.iter().position(|function| in_interrupt && is_any(function, &INTERRUPT_ENTRIES));
+    let rest = &stack[entry.map_or(0, |entry| entry + 1)..];
+    let is_known = stack.iter().any(|function| function != UNKNOWN);
+    is_known
+        && !rest.iter().any(|function| is_any(function, &INTERRUPT_ENTRIES) || is_any(function, &SOFTIRQS))
+}
+
 impl Ring {
     fn counted(&self) -> ring_counts {
         self.counts.get(&0).ok().flatten().unwrap_or_default()
     }
 
     fn fact(&mut self, decoded: Decoded, symbols: &mut KernelSymbols) -> Fact {
-        let Decoded { header, mut body, place, kind } = decoded;
+        let Decoded { header, mut body, place, kind, user_stack } = decoded;
         let mut addresses = header.stack.clone();
         addresses.extend(place.map(|(_, address)| address));
         let mut kernel_stack = symbols.names(&addresses);
@@ -241,6 +255,7 @@ impl Ring {
             body[field] = name.into();
         }
         kernel_stack.truncate(header.stack.len());
+        let user_stack = user_stack.filter(|_| is_of_the_task(&kernel_stack, self.in_interrupt));
         kernel_stack.drain(..own_frames(&kernel_stack, self.in_interrupt));
         Fact {
             probe: self.probe,
@@ -255,7 +270,7 @@ impl Ring {
             cgroup: header.cgroup_id.map(|id| CgroupId { hierarchy: self.hierarchy, id }),
             comm: header.comm,
             kernel_stack,
-            user_stack: Vec::new(),
+            user_stack,
             body,
         }
     }
@@ -273,7 +288,22 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
-    use super::own_frames;
+    use super::{is_of_the_task, own_frames};
+
+    #[test]
+    fn a_user_stack_is_the_tasks_unless_the_kernel_worked_on_top_of_it() {
+        let own = |stack: &[&str], in_interrupt| {
+            is_of_the_task(&stack.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>(), in_interrupt)
+        };
+        assert!(own(&["bpf_prog_1", "try_to_free_pages", "asm_exc_page_fault"], false));
+        assert!(!own(&["kfree_skb", "udp_rcv", "__do_softirq", "do_softirq", "udp_sendmsg"], false));
+        assert!(!own(&["kfree_skb", "net_rx_action", "irq_exit_rcu", "asm_common_interrupt"], false));
+        let timer =
+            ["bpf_prog_1", "hrtimer_interrupt", "asm_sysvec_apic_timer_interrupt", "fill_slab", "do_softirq"];
+        assert!(own(&timer[..4], true) && own(&timer[..3], true), "it interrupted the task");
+        assert!(!own(&timer, true), "it interrupted a softirq");
+        assert!(!own(&["[unknown]"], false) && !own(&[], true), "nobody can tell");
+    }
 
     #[test]
     fn a_stack_begins_below_our_program_and_below_the_interrupt_that_it_runs_in() {

@@ -10,6 +10,7 @@ mod gateway;
 mod gateway_events;
 mod gateway_kafka;
 mod gateway_rules;
+mod gateway_stacks;
 mod gateway_watches;
 mod profiler;
 mod prometheus;

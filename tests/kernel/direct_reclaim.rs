@@ -108,6 +108,7 @@ fn a_long_reclaim_is_an_event_of_the_task_that_allocated() {
     let ours: Vec<&Fact> = facts.iter().filter(|fact| fact.pid == pid).collect();
     assert!(!ours.is_empty(), "{facts:?}");
     for fact in &ours {
+        assert_user_stack(fact, pid);
         assert_eq!(fact.cgroup, Some(container.cgroup_id()));
         assert_eq!(fact.body["kind"], "memcg");
         assert!(

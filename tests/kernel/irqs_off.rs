@@ -105,5 +105,7 @@ fn a_long_stretch_is_an_event_and_a_short_one_is_none() {
     assert!(ours.iter().all(|fact| !fact.kernel_stack.is_empty() && fact.value_ns >= fact.threshold_ns));
     let is_below = |fact: &&Fact| fact.kernel_stack.iter().all(|function| function != "hrtimer_interrupt");
     assert!(ours.iter().any(is_below), "{ours:?}");
+    let is_its = |fact: &&Fact| fact.user_stack.as_ref().is_none_or(|stack| stack.pid == fact.pid);
+    assert!(ours.iter().all(is_its), "{ours:?}");
     assert_sum_closes(set, &mut events, facts.len());
 }

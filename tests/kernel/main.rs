@@ -157,6 +157,24 @@ fn assert_sum_closes(set: ProbeSet, events: &mut EventStream, delivered: usize) 
     assert_eq!(produced, delivered as u64 + lost, "losses: {:?}", events.losses());
 }
 
+/// Asserts that an event tells where a process was that runs this program, as children of a test do.
+fn assert_user_stack(fact: &Fact, pid: u32) {
+    let stack = fact.user_stack.as_ref().unwrap_or_else(|| panic!("no user stack: {fact:?}"));
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("every kernel has it");
+    let (_, stat) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let field = |number: usize| stat.split(' ').nth(number - 3).and_then(|field| field.parse::<u64>().ok());
+    let space = (Some(stack.space.code), Some(stack.space.stack));
+    assert_eq!((stack.pid, space), (pid, (field(26), field(28))), "{fact:?}");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("every kernel has it");
+    let is_code = |line: &str| {
+        let (range, rest) = line.split_once(' ').expect("a line of maps");
+        let (start, end) = range.split_once('-').expect("a range");
+        let [start, end] = [start, end].map(|it| u64::from_str_radix(it, 16).expect("an address"));
+        rest[..4].ends_with("xp") && (start..end).contains(&stack.frames[0])
+    };
+    assert!(maps.lines().any(is_code), "{stack:x?} begins in no code of {maps}");
+}
+
 /// Mounts tracefs where the machine has it not, for as long as the value lives.
 fn tracefs() -> Option<kpulse_tests::disk::Mount> {
     let point = std::path::Path::new("/sys/kernel/tracing");

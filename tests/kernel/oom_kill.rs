@@ -59,6 +59,7 @@ fn a_container_over_its_limit_counts_its_kills() {
         assert!(anonymous >= LIMIT * 3 / 4 && anonymous < bytes("virtual_bytes"), "{kill:?}");
         assert_eq!(kill.body["trigger"]["pid"], kill.pid, "nobody else is in the container");
         assert!(!kill.kernel_stack.is_empty());
+        assert_user_stack(kill, kill.pid);
     }
     assert_sum_closes(telling, &mut events, facts.len());
 }

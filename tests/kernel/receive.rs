@@ -152,6 +152,7 @@ fn assert_told_once(facts: &[Fact], wait: &Wait, [address, protocol, stage]: [&s
     let value = fact.value_ns.expect("it is a duration");
     assert!((wait.ns[0]..=wait.ns[1]).contains(&value), "{value} ns, not of {:?}", wait.ns);
     assert!(Some(value) >= fact.threshold_ns && !fact.kernel_stack.is_empty(), "{fact:?}");
+    assert_user_stack(fact, fact.pid);
 }
 
 /// Sends and reads: waits below the threshold, and one above it. Gives what that one waited, and the rest of [`Wait`].

@@ -71,6 +71,8 @@ fn a_cpu_that_stays_in_the_kernel_is_one_lockup_and_busy_programs_are_none() {
     assert_eq!((lockup.comm.as_str(), lockup.cpu), ("burn-kernel", Some(0)));
     assert!(lockup.value_ns >= lockup.threshold_ns && !lockup.kernel_stack.is_empty(), "{lockup:?}");
     assert!(!lockup.kernel_stack[0].contains("hrtimer"), "{lockup:?}");
+    // The burn is a softirq's, on top of the task.
+    assert_eq!(lockup.user_stack, None);
     assert_sum_closes(telling, &mut events, 1);
     if burn::is_guest() {
         assert!(log.lines_with("soft lockup") > 0, "the kernel's watchdog says nothing of {burnt:?}");

@@ -98,6 +98,7 @@ fn both_ends_of_a_reset_tell(bound: &'static str, address: &'static str, number:
     assert_eq!((u64::from(sent.pid), sent.cgroup), (told[2], Some(container.cgroup_id())));
     assert_eq!((&sent.body["direction"], &sent.body["state"]), (&"sent".into(), &"close".into()));
     assert!(sent.kernel_stack.iter().any(|function| function.contains("close")), "{:?}", sent.kernel_stack);
+    assert_user_stack(sent, sent.pid);
     let has_reasons = set.status()[0].hooks[0].program == "tcp_send_reset_with_reason";
     if has_reasons {
         assert_eq!(sent.body["reason"], "TCP_ABORT_ON_CLOSE");

@@ -18,12 +18,43 @@ use kpulse_common::event::{
     Stack, Thread,
 };
 use kpulse_common::paths::Paths;
-use kpulse_exporter_ebpf::Fact;
+use kpulse_exporter_ebpf::{Fact, UserStack};
 use process::{Known, Processes};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+/// An event that lacks the names of its user stack, if it has one.
+pub struct Draft {
+    event: Event,
+    time: SystemTime,
+    boot_ns: u64,
+    probe: &'static str,
+    kind: &'static str,
+    /// Where the task was in its own code.
+    pub user_stack: Option<UserStack>,
+}
+
+impl Draft {
+    /// The encoded event, with this user stack.
+    pub fn encode(mut self, user: Vec<String>) -> Document {
+        if !user.is_empty() {
+            self.event.kpulse.stack.get_or_insert_default().user = user;
+        }
+        let since_epoch = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Document {
+            time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX),
+            boot_ns: self.boot_ns,
+            probe: self.probe,
+            kind: self.kind,
+            keys: Keys::of(&self.event),
+            json: serde_json::to_string(&self.event)
+                .expect("the document has string keys only and no fallible field"),
+            id: self.event.event.id,
+        }
+    }
+}
 
 /// Turns facts into documents.
 pub struct Enrich {
@@ -65,22 +96,12 @@ impl Enrich {
         self.processes.counts()
     }
 
-    /// The encoded event.
-    pub fn document(&mut self, fact: Fact) -> Document {
+    /// The event, with all but the names of its user stack.
+    pub fn draft(&mut self, mut fact: Fact) -> Draft {
         let time = self.clock.wall(fact.boot_ns);
         let (probe, kind, boot_ns) = (fact.probe, fact.kind, fact.boot_ns);
-        let event = self.event(fact, time);
-        let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Document {
-            time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX),
-            boot_ns,
-            probe,
-            kind,
-            keys: Keys::of(&event),
-            json: serde_json::to_string(&event)
-                .expect("the document has string keys only and no fallible field"),
-            id: event.event.id,
-        }
+        let user_stack = fact.user_stack.take();
+        Draft { event: self.event(fact, time), time, boot_ns, probe, kind, user_stack }
     }
 
     fn event(&mut self, fact: Fact, time: SystemTime) -> Event {
@@ -131,7 +152,7 @@ impl Enrich {
             hierarchy: cgroup.hierarchy.name().to_owned(),
             path: self.path(cgroup).map(|path| path.to_string()),
         });
-        let has_stack = !fact.kernel_stack.is_empty() || !fact.user_stack.is_empty();
+        let has_stack = !fact.kernel_stack.is_empty();
         Kpulse {
             schema: SCHEMA_VERSION,
             probe: fact.probe.to_owned(),
@@ -140,7 +161,7 @@ impl Enrich {
             value_ns: fact.value_ns,
             threshold_ns: fact.threshold_ns,
             suppressed: fact.suppressed,
-            stack: has_stack.then_some(Stack { kernel: fact.kernel_stack, user: fact.user_stack }),
+            stack: has_stack.then_some(Stack { kernel: fact.kernel_stack, user: Vec::new() }),
             body: BTreeMap::from([(fact.kind.to_owned(), body(fact.body))]),
         }
     }

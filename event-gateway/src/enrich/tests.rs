@@ -27,7 +27,7 @@ pub(crate) fn fact() -> Fact {
         cgroup: None,
         suppressed: 3,
         kernel_stack: vec!["kfree_skb".to_owned()],
-        user_stack: Vec::new(),
+        user_stack: None,
         body: dropped(),
     }
 }
@@ -38,6 +38,12 @@ fn decode(document: &Document) -> Value {
     let event = serde_json::from_str(&document.json).unwrap();
     jsonschema::validate(&schema, &event).unwrap();
     event
+}
+
+impl Enrich {
+    pub(crate) fn document(&mut self, fact: Fact) -> Document {
+        self.draft(fact).encode(Vec::new())
+    }
 }
 
 fn enrich() -> Enrich {

@@ -57,7 +57,7 @@ fn fact() -> Fact {
         cgroup: None,
         suppressed: 0,
         kernel_stack: Vec::new(),
-        user_stack: Vec::new(),
+        user_stack: None,
         body: serde_json::json!({}),
     }
 }

@@ -1,8 +1,8 @@
-//! From the kernel's rings into the spool: one thread that drains, enriches, encodes, and counts.
+//! From the kernel's rings to the spool: one thread that drains, enriches, and counts.
 
 use crate::enrich::Enrich;
-use crate::spool::{Document, Spool};
-use crate::tally::{QUEUE_FULL, Tally};
+use crate::naming::Naming;
+use crate::tally::Tally;
 use crate::watch::Queue;
 use kpulse_exporter_ebpf::{EventStream, Fact, Loss};
 use std::io;
@@ -86,14 +86,15 @@ impl Ring for Rings {
 }
 
 /// Drains until `stop` is set, then until the rings are empty.
-pub fn read(ring: &mut dyn Ring, enrich: &mut Enrich, spool: &Spool, tally: &Tally, stop: &AtomicBool) {
+pub fn read(ring: &mut dyn Ring, enrich: &mut Enrich, naming: &Naming, tally: &Tally, stop: &AtomicBool) {
     let mut counted_at: Option<Instant> = None;
     while !stop.load(Ordering::Acquire) {
         if let Err(error) = ring.wait(WAIT) {
             tracing::error!(%error, "cannot wait for the rings; they are polled instead");
             std::thread::sleep(WAIT);
         }
-        drain(ring, enrich, spool, tally);
+        drain(ring, enrich, naming);
+        naming.hurry();
         enrich.catch_up();
         if counted_at.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
             counted_at = Some(Instant::now());
@@ -101,7 +102,7 @@ pub fn read(ring: &mut dyn Ring, enrich: &mut Enrich, spool: &Spool, tally: &Tal
         }
     }
     let deadline = Instant::now() + DRAIN_MAX;
-    while drain(ring, enrich, spool, tally) > 0 && Instant::now() < deadline {}
+    while drain(ring, enrich, naming) > 0 && Instant::now() < deadline {}
     count(ring, enrich, tally);
 }
 
@@ -111,14 +112,11 @@ fn count(ring: &mut dyn Ring, enrich: &Enrich, tally: &Tally) {
 }
 
 /// One bounded round over all rings; how many records there were.
-fn drain(ring: &mut dyn Ring, enrich: &mut Enrich, spool: &Spool, tally: &Tally) -> usize {
+fn drain(ring: &mut dyn Ring, enrich: &mut Enrich, naming: &Naming) -> usize {
     let mut drained = 0;
     ring.drain(&mut |fact| {
         drained += 1;
-        let given_way = spool.push(enrich.document(fact));
-        if !given_way.is_empty() {
-            tally.lost(QUEUE_FULL, &given_way as &[Document]);
-        }
+        naming.push(enrich.draft(fact));
     });
     drained
 }

@@ -78,7 +78,7 @@ fn fact(name: &'static str, finding: Finding, suppressed: u64) -> Fact {
         cgroup: finding.cgroup,
         suppressed,
         kernel_stack: Vec::new(),
-        user_stack: Vec::new(),
+        user_stack: None,
         body: finding.body,
     }
 }

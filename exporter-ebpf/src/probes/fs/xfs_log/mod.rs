@@ -166,7 +166,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         device: DeviceNumber::from_dev(record.dev).to_string(),
         wait: if record.wait == abi::WAIT_GRANT { "grant" } else { "force" },
     };
-    Decoded::new(Header::from(&record.header), &body)
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

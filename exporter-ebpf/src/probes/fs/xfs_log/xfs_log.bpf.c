@@ -114,6 +114,7 @@ static __always_inline struct xfs_log_record *reserve(__u32 dev, __u32 wait, __u
 	struct xfs_log_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_WAIT, ns);
 
 	if (record) {
+		record->user.stack_bytes = 0;
 		record->dev = dev;
 		record->wait = wait;
 	}
@@ -153,6 +154,7 @@ static __always_inline int grant_wakes(void *context, __u32 dev)
 		return 0;
 	header_current_task(&record->header);
 	header_kernel_stack(context, &record->header);
+	take_user_stack(context, &record->user);
 	bpf_ringbuf_submit(record, 0);
 	return 0;
 }

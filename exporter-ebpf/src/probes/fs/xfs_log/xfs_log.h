@@ -28,9 +28,10 @@ _Static_assert(sizeof(struct xfs_log_value) == 16, "Rust reads this layout");
 
 struct xfs_log_record {
 	struct record_header header; /* the task that waited */
+	struct user_stack user; /* of a wait for room only */
 	__u32 dev; /* the kernel's own dev_t */
 	__u32 wait; /* WAIT_GRANT or WAIT_FORCE */
 };
-_Static_assert(sizeof(struct xfs_log_record) == 336, "Rust reads this layout");
+_Static_assert(sizeof(struct xfs_log_record) == 616, "Rust reads this layout");
 
 #endif

@@ -48,6 +48,7 @@ static __always_inline void note(void *context, __u64 late_ns)
 	noted->header.boot_ns = bpf_ktime_get_boot_ns();
 	header_current_task(&noted->header);
 	header_kernel_stack(context, &noted->header);
+	take_user_stack_below(context, &noted->header, &noted->user);
 }
 
 static __always_inline void tell(__u64 late_ns, __u64 stolen_ns, bool knows_steal)
@@ -68,6 +69,7 @@ static __always_inline void tell(__u64 late_ns, __u64 stolen_ns, bool knows_stea
 	record->header.stack_bytes = noted->header.stack_bytes;
 	__builtin_memcpy(record->header.comm, noted->header.comm, COMM_BYTES);
 	__builtin_memcpy(record->header.stack, noted->header.stack, sizeof(noted->header.stack));
+	__builtin_memcpy(&record->user, &noted->user, sizeof(noted->user));
 	record->stolen_ns = knows_steal ? stolen_ns : UNKNOWN_U64;
 	bpf_ringbuf_submit(record, 0);
 }

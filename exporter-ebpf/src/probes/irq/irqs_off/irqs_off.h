@@ -24,8 +24,9 @@ _Static_assert(sizeof(struct irqs_off_value) == 288, "Rust reads this layout");
 
 struct irqs_off_record {
 	struct record_header header; /* the task that the CPU had, and where it let interrupts in again */
+	struct user_stack user;
 	__u64 stolen_ns; /* not in the value; UNKNOWN_U64 where the kernel does not tell */
 };
-_Static_assert(sizeof(struct irqs_off_record) == 336, "Rust reads this layout");
+_Static_assert(sizeof(struct irqs_off_record) == 616, "Rust reads this layout");
 
 #endif

@@ -82,7 +82,8 @@ struct Body {
 
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::irqs_off_record = view(bytes)?;
-    Decoded::new(Header::from(&record.header), &Body { stolen_ns: known(record.stolen_ns) })
+    let body = Body { stolen_ns: known(record.stolen_ns) };
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ struct Body {}
 
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::soft_lockup_record = view(bytes)?;
-    Decoded::new(Header::from(&record.header), &Body {})
+    Ok(Decoded::new(Header::from(&record.header), &Body {})?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

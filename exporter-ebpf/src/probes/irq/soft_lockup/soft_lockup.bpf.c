@@ -25,6 +25,7 @@ static __always_inline void tell(struct bpf_perf_event_data *context, __u64 cgro
 		return;
 	header_current_task(&record->header);
 	header_kernel_stack(context, &record->header);
+	take_user_stack_below(context, &record->header, &record->user);
 	bpf_ringbuf_submit(record, 0);
 }
 

@@ -25,7 +25,8 @@ _Static_assert(sizeof(struct soft_lockup_value) == 48, "Rust reads this layout")
 
 struct soft_lockup_record {
 	struct record_header header; /* the task that keeps the CPU; the value is the time until then */
+	struct user_stack user;
 };
-_Static_assert(sizeof(struct soft_lockup_record) == 328, "Rust reads this layout");
+_Static_assert(sizeof(struct soft_lockup_record) == 608, "Rust reads this layout");
 
 #endif

@@ -40,6 +40,7 @@ static __always_inline void tell(void *context, struct compaction_call *call)
 		return;
 	header_current_task(&record->header);
 	header_kernel_stack(context, &record->header);
+	take_user_stack(context, &record->user);
 	record->order = call->order;
 	record->_pad = 0;
 	bpf_ringbuf_submit(record, 0);

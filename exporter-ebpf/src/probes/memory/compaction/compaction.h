@@ -24,9 +24,10 @@ _Static_assert(sizeof(struct compaction_call) == 40, "Rust reads this layout");
 
 struct compaction_record {
 	struct record_header header; /* the task that allocates; the value is the time until then */
+	struct user_stack user;
 	__s32 order;
 	__u32 _pad;
 };
-_Static_assert(sizeof(struct compaction_record) == 336, "Rust reads this layout");
+_Static_assert(sizeof(struct compaction_record) == 616, "Rust reads this layout");
 
 #endif

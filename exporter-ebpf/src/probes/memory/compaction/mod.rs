@@ -137,7 +137,8 @@ struct Body {
 
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::compaction_record = view(bytes)?;
-    Decoded::new(Header::from(&record.header), &Body { order: record.order })
+    let body = Body { order: record.order };
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

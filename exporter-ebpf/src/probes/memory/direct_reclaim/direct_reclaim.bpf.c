@@ -73,6 +73,7 @@ static __always_inline int end(void *context, __u32 kind, __u64 reclaimed_pages)
 		return 0;
 	header_current_task(&record->header);
 	header_kernel_stack(context, &record->header);
+	take_user_stack(context, &record->user);
 	record->reclaimed_pages = reclaimed_pages;
 	record->target_cgroup_id = call.target_cgroup_id;
 	record->order = call.order;

@@ -27,11 +27,12 @@ _Static_assert(sizeof(struct direct_reclaim_start) == 24, "Rust reads this layou
 
 struct direct_reclaim_record {
 	struct record_header header; /* the task that reclaimed */
+	struct user_stack user;
 	__u64 reclaimed_pages;
 	__u64 target_cgroup_id;
 	__s32 order;
 	__u32 kind;
 };
-_Static_assert(sizeof(struct direct_reclaim_record) == 352, "Rust reads this layout");
+_Static_assert(sizeof(struct direct_reclaim_record) == 632, "Rust reads this layout");
 
 #endif

@@ -135,7 +135,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         reclaimed_pages: record.reclaimed_pages,
         target_cgroup_id: (record.target_cgroup_id != 0).then_some(record.target_cgroup_id),
     };
-    Decoded::new(Header::from(&record.header), &body)
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         usage_bytes: in_bytes(record.usage_pages),
         limit_bytes: in_bytes(record.limit_pages).filter(|_| record.limit_pages < NO_LIMIT_PAGES),
     };
-    Decoded::new(Header::from(&record.header), &body)
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

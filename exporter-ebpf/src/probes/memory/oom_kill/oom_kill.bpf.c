@@ -107,6 +107,7 @@ static __always_inline void tell(void *context, struct task_struct *victim, __u6
 		return;
 	header_current_task(&record->header);
 	header_kernel_stack(context, &record->header);
+	take_user_stack(context, &record->user);
 	/* The current task found no memory; the event is the victim's. */
 	record->trigger_tgid = record->header.tgid;
 	record->trigger_tid = record->header.tid;

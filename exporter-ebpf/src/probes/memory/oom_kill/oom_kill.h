@@ -32,6 +32,7 @@ _Static_assert(sizeof(struct oom_kill_range) == 16, "Rust reads this layout");
 /* Pages, each UNKNOWN_U64 where the victim has given back its memory, or no memory controller is there. */
 struct oom_kill_record {
 	struct record_header header; /* the victim, with the stack of who found no memory */
+	struct user_stack user; /* of who found no memory */
 	__u64 kind;
 	__u64 file_pages;
 	__u64 anon_pages;
@@ -45,6 +46,6 @@ struct oom_kill_record {
 	__s32 score_adjustment;
 	__u32 _pad;
 };
-_Static_assert(sizeof(struct oom_kill_record) == 416, "Rust reads this layout");
+_Static_assert(sizeof(struct oom_kill_record) == 696, "Rust reads this layout");
 
 #endif

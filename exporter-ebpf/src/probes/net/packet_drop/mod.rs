@@ -184,7 +184,7 @@ fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
         netns: (record.netns != 0).then_some(record.netns),
         tcp: (name == "tcp").then(|| Tcp { flags: tcp_flags(record.tcp_flags), seq: record.tcp_seq }),
     };
-    let mut decoded = Decoded::new(Header::from(&record.header), &body)?;
+    let mut decoded = Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user);
     decoded.place = Some(("location", record.location));
     Ok(decoded)
 }

@@ -165,6 +165,7 @@ static __always_inline int dropped(void *context, struct sk_buff *skb, __u64 loc
 		return 0;
 	header_current_task(&record->header);
 	header_kernel_stack(context, &record->header);
+	take_user_stack_below(context, &record->header, &record->user);
 	record->location = location;
 	record->reason = reason;
 	record->has_reason = has_reason;

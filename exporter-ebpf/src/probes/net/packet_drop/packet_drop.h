@@ -70,6 +70,7 @@ _Static_assert(sizeof(struct packet_drop_filter) == 3080, "Rust writes this layo
 
 struct packet_drop_record {
 	struct record_header header; /* the task on the CPU, which need not be the packet's */
+	struct user_stack user;
 	__u64 location;
 	__u32 reason;
 	__u32 has_reason;
@@ -84,6 +85,6 @@ struct packet_drop_record {
 	struct flow flow;
 	__u8 device_name[16];
 };
-_Static_assert(sizeof(struct packet_drop_record) == 424, "Rust reads this layout");
+_Static_assert(sizeof(struct packet_drop_record) == 704, "Rust reads this layout");
 
 #endif

@@ -126,7 +126,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::receive_record = view(bytes)?;
     let (protocol, stage) = way(record.path);
     let body = Body { flow: Flow::of(&record.flow), protocol, stage, queue_bytes: known(record.queue_bytes) };
-    Decoded::new(Header::from(&record.header), &body)
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

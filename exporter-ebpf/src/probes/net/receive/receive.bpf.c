@@ -82,8 +82,11 @@ static __always_inline void tell(void *context, struct arrival *arrival, __u32 t
 
 	if (!record)
 		return;
-	if (is_current)
+	record->user.stack_bytes = 0;
+	if (is_current) {
 		header_current_task(&record->header);
+		take_user_stack(context, &record->user);
+	}
 	header_kernel_stack(context, &record->header);
 	record->path = arrival->path;
 	record->queue_bytes = queue_bytes(arrival->sk);

@@ -24,10 +24,11 @@ _Static_assert(sizeof(struct receive_key) == 16, "Rust reads this layout");
 
 struct receive_record {
 	struct record_header header; /* the task that works on the socket, if one does */
+	struct user_stack user;
 	__u64 path;
 	__u64 queue_bytes; /* in the socket's receive queue; UNKNOWN_U64 where no socket is known */
 	struct flow flow; /* of the packet */
 };
-_Static_assert(sizeof(struct receive_record) == 384, "Rust reads this layout");
+_Static_assert(sizeof(struct receive_record) == 664, "Rust reads this layout");
 
 #endif

@@ -116,7 +116,7 @@ fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
         flow: Flow::of(&record.flow),
         state: tcp_state(record.state),
     };
-    Decoded::new(Header::from(&record.header), &body)
+    Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
 #[cfg(test)]

@@ -41,8 +41,11 @@ static __always_inline void tell(void *context, struct sock *sk, struct sk_buff 
 
 	if (!record)
 		return;
-	if (is_used_by_current(sk))
+	record->user.stack_bytes = 0;
+	if (is_used_by_current(sk)) {
 		header_current_task(&record->header);
+		take_user_stack(context, &record->user);
+	}
 	header_kernel_stack(context, &record->header);
 	record->direction = direction;
 	record->reason = reason;

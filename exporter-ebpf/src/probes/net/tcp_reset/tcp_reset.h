@@ -21,12 +21,13 @@ _Static_assert(sizeof(struct tcp_reset_key) == 16, "Rust reads this layout");
 
 struct tcp_reset_record {
 	struct record_header header; /* the task that used the socket, if one did */
+	struct user_stack user;
 	__u32 direction;
 	__u32 reason;
 	__u32 state; /* 0 = no socket */
 	struct flow flow; /* of the connection, this side first */
 	__u32 _pad;
 };
-_Static_assert(sizeof(struct tcp_reset_record) == 384, "Rust reads this layout");
+_Static_assert(sizeof(struct tcp_reset_record) == 664, "Rust reads this layout");
 
 #endif

@@ -138,7 +138,8 @@ fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
         drop,
         drop_location: None,
     };
-    Ok(Decoded { place, ..Decoded::new(Header::from(&record.header), &body)? })
+    let decoded = Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user);
+    Ok(Decoded { place, ..decoded })
 }
 
 #[cfg(test)]

@@ -119,8 +119,11 @@ static __always_inline void tell(void *context, struct sock *sk, struct sk_buff 
 
 	if (!record)
 		return;
-	if (is_used_by_current(sk))
+	record->user.stack_bytes = 0;
+	if (is_used_by_current(sk)) {
 		header_current_task(&record->header);
+		take_user_stack(context, &record->user);
+	}
 	header_kernel_stack(context, &record->header);
 	record->reason = reason_of(sk);
 	record->state = BPF_CORE_READ(sk, __sk_common.skc_state);
@@ -150,6 +153,7 @@ static __always_inline void tell_synack(void *context, struct sock *listener, st
 
 	if (!record)
 		return;
+	record->user.stack_bytes = 0;
 	header_kernel_stack(context, &record->header);
 	record->reason = REASON_SYNACK;
 	record->state = STATE_NEW_SYN_RECV;

@@ -21,6 +21,7 @@ _Static_assert(sizeof(struct tcp_retransmit_key) == 16, "Rust reads this layout"
 
 struct tcp_retransmit_record {
 	struct record_header header; /* the task that used the socket, if one did */
+	struct user_stack user;
 	__u64 rtt_ns; /* smoothed; UNKNOWN_U64 while there is no sample */
 	__u64 drop_age_ns; /* since this kernel dropped the same segment; UNKNOWN_U64 when it was not seen to */
 	__u64 drop_location;
@@ -32,6 +33,6 @@ struct tcp_retransmit_record {
 	__u32 in_flight; /* segments on their way, this one not yet */
 	struct flow flow;
 };
-_Static_assert(sizeof(struct tcp_retransmit_record) == 416, "Rust reads this layout");
+_Static_assert(sizeof(struct tcp_retransmit_record) == 696, "Rust reads this layout");
 
 #endif
