@@ -5,7 +5,7 @@ mod pair;
 
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::services::{Kind, Server};
-use kpulse_tests::{is_root, skip, until, until_within};
+use kpulse_tests::{is_root, skip, until, within};
 use pair::{LONG, Way, event, folder, id, metric, pair};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -79,7 +79,7 @@ fn no_kill_at_any_point_loses_or_doubles_an_event() {
     // What it had taken is sent first; the file anew, which changes no document.
     let mut forward = Service::start(&mut way.forward(&file));
     let mut index = way.index();
-    until_within("the first documents", LONG, || {
+    within(LONG, "the first documents", || {
         (metric(&index, "kpulse_index_consumed_total") > 0).then_some(())
     });
     index.signal(libc::SIGKILL);
@@ -95,7 +95,7 @@ fn no_kill_at_any_point_loses_or_doubles_an_event() {
 }
 
 fn forward_ends(forward: &mut Service) -> bool {
-    until_within("end of the file", LONG, || forward.has_ended().then_some(()));
+    within(LONG, "end of the file", || forward.has_ended().then_some(()));
     forward.wait().success()
 }
 
@@ -151,9 +151,9 @@ fn members_that_come_and_go_leave_no_gap_and_no_double() {
     let way = Way::new("members", &pair.kafka, &pair.elasticsearch);
     way.send(&way.events(EVENTS));
     let mut members = vec![way.index(), way.index()];
-    until_within("the first documents", LONG, || (way.count() > 0).then_some(()));
+    within(LONG, "the first documents", || (way.count() > 0).then_some(()));
     members.push(way.index());
-    until_within("a third share", LONG, || members[2].stderr().contains("partitions are ours").then_some(()));
+    within(LONG, "a third share", || members[2].stderr().contains("partitions are ours").then_some(()));
     assert_eq!(members[0].stop(), Some(0), "{}", members[0].stderr());
     members[1].signal(libc::SIGKILL);
     way.holds_each_once(EVENTS);
@@ -194,13 +194,13 @@ fn what_happened_while_kafka_was_away_is_sent_after_a_kill_and_a_start() {
     let mut forward = start();
     assert!(metric(&forward, "kpulse_disk_spool_events") >= waiting);
     pair.kafka.resume();
-    until_within("an empty spool", LONG, || {
+    within(LONG, "an empty spool", || {
         let sent = metric(&forward, "kpulse_events_forwarded_total");
         (sent >= waiting && metric(&forward, "kpulse_disk_spool_events") == 0).then_some(())
     });
     assert_eq!(forward.stop(), Some(0), "{}", forward.stderr());
     let index = way.index();
-    until_within("documents", LONG, || (way.count() >= waiting).then_some(()));
+    within(LONG, "documents", || (way.count() >= waiting).then_some(()));
     let dead = metric(&index, "kpulse_index_dead_letters_total{cause=\"refused\"}");
     assert_eq!(dead, 0, "{:?}", way.dead_letters());
 }

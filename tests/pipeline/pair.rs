@@ -2,7 +2,7 @@
 
 use kpulse_tests::process::{Ended, Service, command, gateway, run};
 use kpulse_tests::services::{Kind, Server};
-use kpulse_tests::{binary, until_within};
+use kpulse_tests::{binary, within};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -215,7 +215,7 @@ impl Way {
 
     /// Waits until there are this many documents, and asserts that they are the events with each once.
     pub fn holds_each_once(&self, count: usize) {
-        until_within(&format!("{count} documents"), LONG, || {
+        within(LONG, &format!("{count} documents"), || {
             std::thread::sleep(Duration::from_millis(200));
             (self.count() >= count as u64).then_some(())
         });

@@ -34,14 +34,11 @@ pub fn binary(name: &str) -> PathBuf {
 
 /// Asks until there is an answer, at most [`DEADLINE`].
 pub fn until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
-
-    until_within(what, DEADLINE, ask)
     within(DEADLINE, what, ask)
-/// Asks until there is an answer, at most this long.
-/// The same with a deadline of its own, for what is slow by design.
-pub fn until_within<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-pub fn within<T>(deadline: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
+
+/// The same with a deadline of its own, for what is slow by design.
+pub fn within<T>(deadline: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask() {

@@ -1,7 +1,7 @@
 //! Real Kafka, Elasticsearch and OpenSearch on free loopback ports, which end with the test program however it ends.
 
 use crate::process::{Service, command};
-use crate::{http, until_within};
+use crate::{http, within};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl Server {
         let mut command = command(self.kind.script());
         command.arg(&self.folder).args(self.ports.map(|port| port.to_string())).args(&self.settings);
         let service = for_life(command);
-        until_within(&format!("{:?} that is ready", self.kind), START_MAX, || {
+        within(START_MAX, &format!("{:?} that is ready", self.kind), || {
             assert!(!service.has_ended(), "{:?} ended:\n{}", self.kind, service.stderr());
             self.is_ready(&service).then_some(())
         });
