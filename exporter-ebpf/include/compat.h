@@ -83,6 +83,20 @@ static __always_inline struct file *current_file(__u32 descriptor)
 	return file;
 }
 
+#define MODE_TYPE 0170000
+#define MODE_SOCKET 0140000
+
+/* The socket that a descriptor of the current task stands for, or NULL. */
+static __always_inline struct sock *current_socket(__u32 descriptor)
+{
+	struct file *file = current_file(descriptor);
+
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & MODE_TYPE) != MODE_SOCKET)
+		return NULL;
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	return BPF_CORE_READ(socket, sk);
+}
+
 /* timerqueue_node became timerqueue_linked_node in 7.x. */
 static __always_inline __s64 hrtimer_expires(struct hrtimer *timer)
 {

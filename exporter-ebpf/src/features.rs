@@ -191,6 +191,14 @@ pub(crate) fn page_bytes() -> u32 {
     u32::try_from(bytes).unwrap_or(4096)
 }
 
+/// Length of a jiffy: the resolution of the clock that moves with them.
+pub(crate) fn tick_ns() -> u64 {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists on every Linux, and `resolution` lives through the call.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) };
+    resolution.tv_nsec.unsigned_abs()
+}
+
 fn kallsyms_shown(paths: &Paths) -> Result<(), String> {
     use std::io::{BufRead, BufReader};
     let path = paths.procfs.join("kallsyms");

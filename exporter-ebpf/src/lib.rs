@@ -27,6 +27,7 @@ pub mod probes;
 pub mod record;
 pub mod ring;
 pub mod scan;
+mod stamps;
 mod statistics;
 pub mod symbols;
 

@@ -1,7 +1,5 @@
 #![doc = include_str!("README.md")]
 
-mod stamps;
-
 use crate::abi::histogram;
 use crate::error::ProbeError;
 use crate::features::Feature;
@@ -12,13 +10,12 @@ use crate::maps::{Maps, Table};
 use crate::probe::{Collector, EventDef, Kernel, Priority, Probe, Upkeep};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
-use kpulse_common::clock::real_offset_ns;
+use crate::stamps::{self, Stamps};
 use kpulse_common::container::Identities;
 use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
 use schemars::JsonSchema;
 use serde::Serialize;
-use stamps::Stamps;
 
 abi!("receive");
 
@@ -46,7 +43,7 @@ pub const PROBE: Probe = Probe {
     controller: "cpu",
     sized_by_containers: &[("latency", abi::PATHS)],
     is_default: false,
-    prepare: |maps, _| maps.table("real_offset")?.set(&0u32, &real_offset_ns()),
+    prepare: |maps, _| stamps::set_clock(maps),
     thresholds: |thresholds| vec![thresholds.receive.min_to_user, thresholds.receive.min_to_socket],
     metrics: &[LATENCY, UNMEASURED],
     events: &[EventDef {

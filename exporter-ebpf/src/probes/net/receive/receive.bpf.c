@@ -1,29 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Time of packets from the device to their socket and to the program that reads it. The kernel stamps each packet
- * while somebody holds a socket that asks for it, as the loader of this probe does: no table is needed.
+ * Time of packets from the device to their socket and to the program that reads it, by the kernel's stamps.
  * Hooks: tcp_probe, skb_copy_datagram_iovec, sys_enter. Key: cgroup of the socket or of the reader, and path.
  */
 #include "probe.h"
 #include "compat.h"
 #include "losses.h"
 #include "read_flow.h"
+#include "receive_queue.h"
 #include "by_cgroup.h"
 #include "ring.h"
 #include "receive.h"
-
-#define MODE_TYPE 0170000
-#define MODE_SOCKET 0140000
-/* A stamp older than this is of another clock, or the clock was set. */
-#define AGE_MAX_NS 3600000000000ULL
-
-/* CLOCK_REALTIME, which stamps are of, minus CLOCK_MONOTONIC. User space keeps it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} real_offset SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -31,17 +18,6 @@ struct {
 	__type(key, struct receive_key);
 	__type(value, struct histogram);
 } latency SEC(".maps");
-
-/* How long ago a packet came from its device; UNKNOWN_U64 without a usable stamp. */
-static __always_inline __u64 age_of(struct sk_buff *skb)
-{
-	__u64 stamp = BPF_CORE_READ(skb, tstamp);
-	__u32 zero = 0;
-	__u64 *offset = bpf_map_lookup_elem(&real_offset, &zero);
-	__u64 age_ns = offset ? bpf_ktime_get_ns() + *offset - stamp : 0;
-
-	return age_ns && age_ns < AGE_MAX_NS ? age_ns : UNKNOWN_U64;
-}
 
 static __always_inline void count(__u64 path, __u64 cgroup_id, __u64 age_ns)
 {
@@ -51,20 +27,6 @@ static __always_inline void count(__u64 path, __u64 cgroup_id, __u64 age_ns)
 		time_by_cgroup(&latency, &key, age_ns);
 	else
 		lose(1);
-}
-
-/* As Recv-Q of `ss`: bytes that TCP has for the reader, memory that datagrams take. */
-static __always_inline __u64 queue_bytes(struct sock *sk)
-{
-	if (!sk || !is_full_socket(sk))
-		return UNKNOWN_U64;
-	if (is_tcp(sk)) {
-		struct tcp_sock *tcp = (void *)sk;
-		return (__u32)(BPF_CORE_READ(tcp, rcv_nxt) - BPF_CORE_READ(tcp, copied_seq));
-	}
-	struct udp_sock *udp = (void *)sk;
-	__s32 bytes = BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter) - BPF_CORE_READ(udp, forward_deficit);
-	return bytes > 0 ? bytes : 0;
 }
 
 struct arrival {
@@ -89,7 +51,7 @@ static __always_inline void tell(void *context, struct arrival *arrival, __u32 t
 	}
 	header_kernel_stack(context, &record->header);
 	record->path = arrival->path;
-	record->queue_bytes = queue_bytes(arrival->sk);
+	record->queue_bytes = receive_queue_bytes(arrival->sk);
 	read_packet(arrival->skb, &packet);
 	flow_of_packet(&record->flow, &packet);
 	bpf_ringbuf_submit(record, 0);
@@ -125,17 +87,6 @@ static __always_inline bool carries_tcp(struct sk_buff *skb)
 	return protocol == PROTOCOL_TCP;
 }
 
-/* Copies after the first begin behind the segment's own number: what is read piecemeal waited once. */
-static __always_inline bool is_begun(struct sk_buff *skb, struct sock *sk)
-{
-	struct tcp_skb_cb *control = (void *)skb + bpf_core_field_offset(skb->cb);
-	struct tcp_sock *tcp = (void *)sk;
-
-	if (!sk || !is_tcp(sk))
-		return false;
-	return (__s32)(BPF_CORE_READ(tcp, copied_seq) - BPF_CORE_READ(control, seq)) > 0;
-}
-
 SEC("tp_btf/skb_copy_datagram_iovec")
 int BPF_PROG(skb_copy_datagram_iovec, struct sk_buff *skb)
 {
@@ -151,30 +102,16 @@ int BPF_PROG(skb_copy_datagram_iovec, struct sk_buff *skb)
 	return 0;
 }
 
-/* The first of a queue; NULL when it is empty and its head points to itself. */
-static __always_inline struct sk_buff *first_of(struct sk_buff_head *queue)
-{
-	struct sk_buff *first = BPF_CORE_READ(queue, next);
-
-	return (void *)first == (void *)queue ? NULL : first;
-}
-
 /* Datagrams in a queue are read through no tracepoint that all kernels have: the oldest is looked at before. */
 SEC("tp_btf/sys_enter")
 int BPF_PROG(sys_enter, struct pt_regs *registers, long number)
 {
 	if (!is_receive(number))
 		return 0;
-	struct file *file = current_file(first_argument(registers));
-	if ((BPF_CORE_READ(file, f_inode, i_mode) & MODE_TYPE) != MODE_SOCKET)
+	struct sock *sk = current_socket(first_argument(registers));
+	if (!sk || BPF_CORE_READ(sk, sk_protocol) != PROTOCOL_UDP)
 		return 0;
-	struct socket *socket = BPF_CORE_READ(file, private_data);
-	struct sock *sk = BPF_CORE_READ(socket, sk);
-	if (BPF_CORE_READ(sk, sk_protocol) != PROTOCOL_UDP)
-		return 0;
-	struct sk_buff *first = first_of((void *)sk + bpf_core_field_offset(struct udp_sock, reader_queue));
-	if (!first)
-		first = first_of((void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue));
+	struct sk_buff *first = first_to_read(sk, PROTOCOL_UDP);
 	if (!first)
 		return 0;
 	struct arrival arrival = { .skb = first, .sk = sk, .path = UDP_TO_USER, .age_ns = age_of(first) };

@@ -2,7 +2,7 @@
 
 use crate::abi::histogram;
 use crate::error::ProbeError;
-use crate::features::Feature;
+use crate::features::{Feature, tick_ns};
 use crate::flow::Flow;
 use crate::hook::{Hook, fexit, tp_btf};
 use crate::keyed::{KeyedByContainer, Nanoseconds};
@@ -149,14 +149,6 @@ fn role(number: u64) -> &'static str {
         Ok(abi::ROLE_SERVER) => "server",
         _ => "unknown",
     }
-}
-
-/// Length of a jiffy: the resolution of the clock that moves with them.
-fn tick_ns() -> u64 {
-    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists on every Linux, and `resolution` lives through the call.
-    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) };
-    resolution.tv_nsec.unsigned_abs()
 }
 
 /// Fields of the event beyond the common ones. The source is this side.

@@ -10,14 +10,9 @@
 #include "compat.h"
 #include "read_flow.h"
 #include "by_cgroup.h"
+#include "limited.h"
 #include "ring.h"
 #include "tcp_connect.h"
-
-/* enum tcp_chrono, which counts from 1. */
-#define CHRONO_RWND_LIMITED 2
-
-/* Length of a jiffy. */
-const volatile __u64 tick_ns = 4000000;
 
 /* Connections by socket. The least recently used gives way: its accept and its role are not known then. */
 struct {
@@ -173,20 +168,10 @@ static __always_inline void server_connected(struct sock *sk)
 		lose_handshake();
 }
 
-static __always_inline __u64 window_limited_ns(struct sock *sk)
-{
-	struct tcp_sock *tcp = (void *)sk;
-	__u32 ticks = BPF_CORE_READ(tcp, chrono_stat[CHRONO_RWND_LIMITED - 1]);
-
-	if (BPF_CORE_READ_BITFIELD_PROBED(tcp, chrono_type) == CHRONO_RWND_LIMITED)
-		ticks += (__u32)bpf_jiffies64() - BPF_CORE_READ(tcp, chrono_start);
-	return ticks * tick_ns;
-}
-
 static __always_inline void ended(struct sock *sk, struct tcp_connect_start *start)
 {
 	struct tcp_sock *tcp = (void *)sk;
-	__u64 round_trip_us = BPF_CORE_READ(tcp, srtt_us) >> 3, limited_ns = window_limited_ns(sk);
+	__u64 round_trip_us = BPF_CORE_READ(tcp, srtt_us) >> 3, closed_ns = limited_ns(tcp, CHRONO_RWND_LIMITED);
 	struct tcp_connect_key key = {
 		.cgroup_id = start ? start->cgroup_id : socket_cgroup_id(sk),
 		.role = start ? start->role : ROLE_UNKNOWN,
@@ -195,8 +180,8 @@ static __always_inline void ended(struct sock *sk, struct tcp_connect_start *sta
 
 	if (round_trip_us)
 		time_by_cgroup(&rtt, &key, round_trip_us * 1000);
-	if (limited_ns)
-		count_by_cgroup(&rwnd_limited, &cgroup_id, limited_ns);
+	if (closed_ns)
+		count_by_cgroup(&rwnd_limited, &cgroup_id, closed_ns);
 }
 
 static __always_inline void closed(struct sock *sk, int old)

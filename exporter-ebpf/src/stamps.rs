@@ -9,18 +9,23 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 /// Has the kernel stamp every packet that arrives, for as long as it lives.
-pub(super) struct Stamps {
+pub(crate) struct Stamps {
     real_offset: Table<u32, u64>,
     _socket: UdpSocket,
 }
 
 impl Stamps {
-    pub(super) fn open(maps: &Maps) -> Result<Self, ProbeError> {
+    pub(crate) fn open(maps: &Maps) -> Result<Self, ProbeError> {
         let socket = ask_for_stamps().map_err(|error| {
             ProbeError::MissingFeature(format!("the kernel refused to stamp packets: {error}"))
         })?;
         Ok(Self { real_offset: maps.table("real_offset")?, _socket: socket })
     }
+}
+
+/// Tells programs the clock that stamps are of, before any of them runs.
+pub(crate) fn set_clock(maps: &Maps) -> Result<(), ProbeError> {
+    maps.table("real_offset")?.set(&0u32, &real_offset_ns())
 }
 
 impl Upkeep for Stamps {
