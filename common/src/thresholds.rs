@@ -31,6 +31,8 @@ pub struct Thresholds {
     pub task_state: TaskState,
     /// Packets on their way to their reader.
     pub receive: Receive,
+    /// System calls that send and receive.
+    pub socket_wait: SocketWait,
     /// TCP handshakes.
     pub tcp_connect: TcpConnect,
     /// Dropped packets.
@@ -198,6 +200,24 @@ pub struct Receive {
 impl Default for Receive {
     fn default() -> Self {
         Self { min_to_user: Duration::from_millis(100), min_to_socket: Duration::from_millis(10) }
+    }
+}
+
+/// Thresholds of the probe `socket_wait`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SocketWait {
+    /// In a system call that sends: 100 ms is felt by whoever waits for the answer.
+    #[serde(with = "humantime_serde")]
+    pub min_send: Duration,
+    /// Data in the socket's queue before a system call took it: 100 ms is felt likewise.
+    #[serde(with = "humantime_serde")]
+    pub min_receive: Duration,
+}
+
+impl Default for SocketWait {
+    fn default() -> Self {
+        Self { min_send: Duration::from_millis(100), min_receive: Duration::from_millis(100) }
     }
 }
 

@@ -339,13 +339,21 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+typedef struct {
+	atomic_t refs;
+} refcount_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
+	int sk_rcvbuf;
+	refcount_t sk_wmem_alloc;
+	int sk_sndbuf;
 	struct sk_buff_head sk_receive_queue;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	int sk_err;
 	struct sock_cgroup_data sk_cgrp_data;
@@ -387,6 +395,8 @@ struct inet_connection_sock {
 struct tcp_sock {
 	__u32 rcv_nxt;
 	__u32 copied_seq;
+	__u32 snd_una;
+	__u32 write_seq;
 	__u32 srtt_us;
 	__u32 packets_out;
 	__u32 sacked_out;

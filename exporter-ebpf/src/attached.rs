@@ -2,8 +2,7 @@
 //! with all that they have counted.
 
 use crate::cpu_clock::CpuClock;
-use crate::error::program_error;
-use crate::error::{ProbeError, may_pass};
+use crate::error::{ProbeError, may_pass, program_error};
 use crate::features::Lack;
 use crate::hook::{Attach, Attempt};
 use crate::maps::RawMap;
@@ -118,6 +117,8 @@ fn load(program: &mut Program, attach: Attach, btf: &Btf) -> Result<(), ProgramE
     match (attach, program) {
         (Attach::TpBtf(tracepoint), Program::BtfTracePoint(program)) => program.load(tracepoint, btf),
         (Attach::RawTp(_), Program::RawTracePoint(program)) => program.load(),
+        // One program may serve several of the probe's hooks.
+        (Attach::Tracepoint(..), Program::TracePoint(program)) if program.fd().is_ok() => Ok(()),
         (Attach::Tracepoint(..), Program::TracePoint(program)) => program.load(),
         (Attach::Fexit(function), Program::FExit(program)) => program.load(function, btf),
         (Attach::Iter(objects), Program::Iter(program)) => program.load(objects, btf),

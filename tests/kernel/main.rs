@@ -28,6 +28,7 @@ mod receive;
 mod retry;
 mod ring;
 mod runqueue_latency;
+mod socket_wait;
 mod soft_lockup;
 mod softirq;
 mod statistics;

@@ -39,6 +39,11 @@ fn wait_for_stamps(set: &mut ProbeSet, identities: &mut Identities) {
     });
 }
 
+/// Returns when the kernel stamps packets, as somebody has asked it to.
+pub(crate) fn wait_until_stamped() {
+    wait_for_stamps(&mut load(NAME, &wanting(Want::Metrics)), &mut identities());
+}
+
 fn measure(number: u32, work: impl Fn() -> io::Result<Vec<u64>>) -> (Samples, Vec<u64>, bool) {
     let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
     let mut identities = identities();
@@ -131,7 +136,7 @@ fn tell(
     [options.thresholds.receive.min_to_user, options.thresholds.receive.min_to_socket] = thresholds;
     let mut set = load(NAME, &options);
     let mut events = set.take_events().expect("the rings open");
-    wait_for_stamps(&mut load(NAME, &wanting(Want::Metrics)), &mut identities());
+    wait_until_stamped();
     let told = network::in_namespace(Some(&container), work).expect("the work goes well");
     let facts = drain_for(&mut events, Duration::from_millis(200));
     assert_sum_closes(set, &mut events, facts.len());

@@ -263,6 +263,48 @@ pub fn tcp_info(socket: &impl AsRawFd) -> io::Result<TcpInfo> {
     })
 }
 
+/// Bounds the send or the receive buffer of a socket (`SO_SNDBUF`, `SO_RCVBUF`); the kernel takes it twice.
+pub fn set_buffer(socket: &impl AsRawFd, option: libc::c_int, bytes: i32) -> io::Result<()> {
+    // SAFETY: the value has the size that is given, and lives through the call.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Sends `bytes`, or receives into them, by the system call of this name; how many there were, or messages of them.
+pub fn transfer(call: &str, socket: &impl AsRawFd, bytes: &mut [u8]) -> io::Result<usize> {
+    let (fd, start, length) = (socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len());
+    let (one, two) = bytes.split_at_mut(length / 2);
+    let mut parts =
+        [one, two].map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
+    // SAFETY: an all-zero header is valid; whatever it and the calls point to lives through the calls.
+    let moved = unsafe {
+        let mut messages: libc::mmsghdr = std::mem::zeroed();
+        (messages.msg_hdr.msg_iov, messages.msg_hdr.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
+        match call {
+            "write" => libc::write(fd, start, length),
+            "writev" => libc::writev(fd, parts.as_ptr(), 2),
+            "sendto" => libc::send(fd, start, length, 0),
+            "sendmsg" => libc::sendmsg(fd, &raw const messages.msg_hdr, 0),
+            "sendmmsg" => libc::sendmmsg(fd, &raw mut messages, 1, 0) as isize,
+            "read" => libc::read(fd, start, length),
+            "readv" => libc::readv(fd, parts.as_ptr(), 2),
+            "recvfrom" => libc::recv(fd, start, length, 0),
+            "recvmsg" => libc::recvmsg(fd, &raw mut messages.msg_hdr, 0),
+            "recvmmsg" => libc::recvmmsg(fd, &raw mut messages, 1, 0, std::ptr::null_mut()) as isize,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        }
+    };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
 /// Makes closing the connection reset it.
 pub fn reset_on_close(socket: &impl AsRawFd) -> io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

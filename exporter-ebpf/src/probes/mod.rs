@@ -32,6 +32,7 @@ pub mod net {
     pub mod packet_drop;
     pub mod qdisc;
     pub mod receive;
+    pub mod socket_wait;
     pub mod tcp_connect;
     pub mod tcp_reset;
     pub mod tcp_retransmit;
@@ -68,6 +69,7 @@ pub const ALL: &[&Probe] = &[
     &net::packet_drop::PROBE,
     &net::qdisc::PROBE,
     &net::receive::PROBE,
+    &net::socket_wait::PROBE,
     &net::tcp_connect::PROBE,
     &net::tcp_reset::PROBE,
     &net::tcp_retransmit::PROBE,
