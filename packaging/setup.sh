@@ -57,6 +57,7 @@ find_test_needs() {
 	need zstd zstd "read compressed metrics"
 	have javac || missing openjdk-17-jdk-headless "run Kafka and Elasticsearch"
 	need mvn maven "run Kafka and Elasticsearch"
+	need g++ g++ "profile C++ programs"
 }
 
 # apt_install PACKAGE...: quietly; what apt said is shown only when it failed. No package here starts a service.

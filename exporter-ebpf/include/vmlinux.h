@@ -27,6 +27,7 @@ typedef _Bool bool;
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_STACK_TRACE = 7,
@@ -52,6 +53,11 @@ enum cgroup_subsys_id {
 	cpu_cgrp_id,
 	memory_cgrp_id,
 	io_cgrp_id,
+};
+
+/* Of the helpers those that not every kernel has. */
+enum bpf_func_id {
+	BPF_FUNC_task_pt_regs = 175,
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -148,6 +154,7 @@ struct linux_binprm {
 };
 
 struct task_struct {
+	void *stack;
 	unsigned int flags;
 	struct mm_struct *mm;
 	struct files_struct *files;
@@ -495,6 +502,12 @@ struct bpf_iter__task {
 struct bpf_perf_event_data {
 	__u64 registers[REGISTERS_BEFORE_IP];
 	__u64 ip;
+#ifdef __TARGET_ARCH_x86
+	__u64 cs;
+	__u64 flags;
+	__u64 sp;
+	__u64 ss;
+#endif
 };
 
 #endif

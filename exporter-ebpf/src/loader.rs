@@ -2,7 +2,7 @@
 
 use crate::attached::{self, Attached};
 use crate::btf::KernelTypes;
-use crate::error::{ProbeError, may_pass};
+use crate::error::{ProbeError, may_pass, program_error};
 use crate::features::{Feature, Lack};
 use crate::governor::Pauses;
 use crate::hook::Hook;
@@ -11,7 +11,9 @@ use crate::object::ObjectLoader;
 use crate::policy;
 use crate::probe::{Collector, Kernel, Probe, Upkeep, Want};
 use crate::statistics::{self, Statistics};
-use aya::Btf;
+use aya::maps::{MapError, ProgramArray};
+use aya::programs::Program;
+use aya::{Btf, Ebpf};
 use kpulse_common::container::{Hierarchies, Hierarchy, Identities};
 use kpulse_common::governor::Governor;
 use kpulse_common::metric::{Label, MetricDef, Samples};
@@ -380,10 +382,15 @@ fn attach_all(
     let probe = loaded.probe;
     let kernel =
         Kernel { types: &host.types, paths: &options.paths, hierarchy: loaded.hierarchy, hooks: &[] };
-    let ebpf = objects.load(probe, options, loaded.hierarchy)?;
+    let mut ebpf = objects.load(probe, options, loaded.hierarchy)?;
     (probe.prepare)(&Maps(&ebpf), &kernel)?;
     if !probe.events.is_empty() {
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
+    }
+    for &(map, program) in probe.tail_calls {
+        if let Err(why) = connect(&mut ebpf, map, program) {
+            loaded.status.missing.push(format!("{program}: {why}"));
+        }
     }
     let mut attached = Attached::new(ebpf, options.sample_hz);
     for hook in probe.hooks.iter().filter(|hook| hook.serves(options.want)) {
@@ -403,6 +410,17 @@ fn attach_all(
     }
     loaded.attached = Some(Arc::new(Mutex::new(attached)));
     Ok(())
+}
+
+/// Loads a program and puts it where a tail call finds it.
+fn connect(ebpf: &mut Ebpf, map: &str, program: &str) -> Result<(), String> {
+    let Some(Program::PerfEvent(next)) = ebpf.program_mut(program) else {
+        return Err("not in the object".into());
+    };
+    let fd = next.load().and_then(|()| Ok(next.fd()?.try_clone()?)).map_err(|error| program_error(&error))?;
+    let map = ebpf.map_mut(map).ok_or_else(|| format!("the object has no map {map}"))?;
+    let set = ProgramArray::try_from(map).and_then(|mut programs| programs.set(0, &fd, 0));
+    set.map_err(|error: MapError| error.to_string())
 }
 
 fn attach_first(

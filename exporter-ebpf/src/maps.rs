@@ -17,10 +17,13 @@ const DELETE_ELEM: i32 = 3;
 const GET_NEXT_KEY: i32 = 4;
 const LOOKUP_BATCH: i32 = 24;
 const LOOKUP_AND_DELETE_BATCH: i32 = 25;
+const UPDATE_BATCH: i32 = 26;
 /// What the kernel says where a map type has no batch operations; not among the errors of user space.
 const ENOTSUPP: i32 = 524;
 /// Entries of one batch call: bounds the buffer to this many values of every CPU.
 const BATCH: u32 = 128;
+/// Elements of an array that one call writes.
+const WRITTEN_AT_ONCE: usize = 4096;
 /// The kernel's limit on a batch position is the key size or four bytes.
 const POSITION_BYTES: usize = 128;
 
@@ -323,6 +326,27 @@ fn read_plain<T: Pod>(bytes: &[u8]) -> T {
     assert!(bytes.len() >= size_of::<T>(), "buffers are allocated by the types' sizes");
     // SAFETY: the length was checked, T is Pod, and read_unaligned needs no alignment.
     unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+}
+
+impl<V: Pod> Table<u32, V> {
+    /// Sets the elements of an array from `first` on.
+    pub fn set_all(&self, first: u32, values: &[V]) -> Result<(), ProbeError> {
+        let mut first = first;
+        for part in values.chunks(WRITTEN_AT_ONCE) {
+            let keys: Vec<u32> = (first..).take(part.len()).collect();
+            let count = keys.len() as u32;
+            let mut attributes = BatchAttributes {
+                keys: keys.as_ptr() as u64,
+                values: part.as_ptr() as u64,
+                count,
+                map_fd: self.map.fd.as_raw_fd().unsigned_abs(),
+                ..BatchAttributes::default()
+            };
+            bpf(UPDATE_BATCH, &mut attributes).map_err(|error| self.failed(error))?;
+            first += count;
+        }
+        Ok(())
+    }
 }
 
 /// `struct { … }` of the element commands in `union bpf_attr`.

@@ -10,6 +10,7 @@ mod record;
 mod sample;
 mod serve;
 mod symbolize;
+mod unwind;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use kpulse_common::cli::{self, CommonFlags};

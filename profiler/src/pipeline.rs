@@ -6,6 +6,7 @@
 use crate::aggregate::{Key, Losses, Scope};
 use crate::history::{Bounds, History, Named};
 use crate::symbolize::Symbols;
+use crate::unwind::Size;
 use anyhow::Context;
 use kpulse_common::container::{ContainerIdentity, Identities};
 use kpulse_common::paths::Paths;
@@ -29,6 +30,10 @@ pub struct Totals {
     pub stored: u64,
     pub outside: u64,
     pub lost: Losses,
+    /// Samples whose user stack may not be whole, by reason.
+    pub cut: Losses,
+    /// What the walk of stacks has to go by.
+    pub tables: Size,
     /// Frames without a name, by reason.
     pub unsymbolized: Losses,
     pub drains: u64,
@@ -166,6 +171,7 @@ impl Counting {
                 named.lost.push((reason, count));
             }
         }
+        let cut = drained.cut;
         let mut wanted: Vec<(Sample, Option<Arc<ContainerIdentity>>)> = Vec::new();
         for sample in drained.samples {
             let container = self.identities.container(sample.cgroup);
@@ -197,6 +203,9 @@ impl Counting {
         add(&mut state, named, now);
         self.symbols.sweep();
         let totals = &mut state.totals;
+        for (reason, count) in cut {
+            *totals.cut.entry(reason).or_default() += count;
+        }
         totals.unsymbolized.clone_from(self.symbols.unsymbolized());
         totals.name_bytes = self.symbols.name_bytes();
         totals.addresses = self.symbols.addresses();
@@ -250,6 +259,7 @@ mod tests {
                     ],
                     taken: 20,
                     lost: vec![("stack_collision", 3), ("map_full", 3)],
+                    cut: vec![("unmapped", 1)],
                 }),
             }
         };
@@ -278,6 +288,6 @@ mod tests {
         );
         let lost: u64 = totals.lost.values().sum();
         assert_eq!(totals.taken, totals.stored + totals.outside + lost);
-        assert_eq!(totals.unsymbolized["process_gone"], 9 * good);
+        assert_eq!((totals.unsymbolized["process_gone"], totals.cut["unmapped"]), (9 * good, good));
     }
 }

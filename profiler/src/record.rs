@@ -69,12 +69,15 @@ pub async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
         bail!("there is no process {pid}");
     }
     let output = Output::open(&arguments.output)?;
-    let mut probes = sample::load(config);
-    let mut samples = sample::open(&mut probes)?;
+    let probes = sample::load(config);
+    let mut samples = sample::open(&probes)?;
 
     let whole = Duration::from_secs(2 * arguments.seconds + 3600);
     let bounds = Bounds { window: whole, window_entries: MAX_ENTRIES, max_age: whole, max_bytes: usize::MAX };
     let shared = Shared::new(bounds);
+    let unwinder = sample::unwind(&probes, scope.clone(), config, &shared)?;
+    // What ran while the tables were made is no part of the recording.
+    samples.drain().context("cannot read the samples")?;
     let drain = Box::new(move || Ok(samples.drain()?));
     let pipeline = Pipeline::start(drain, config.sample.interval, scope.clone(), &config.path, &shared)?;
     tokio::select! {
@@ -85,7 +88,7 @@ pub async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
         finished = tokio::task::spawn_blocking(|| pipeline.finish()) => finished.context("cannot finish the recording")?,
         () = shutdown.wait() => bail!("interrupted twice, nothing is written"),
     }
-    drop(probes);
+    drop((unwinder, probes));
 
     let (selection, totals) = {
         let state = shared.lock();

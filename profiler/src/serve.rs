@@ -39,12 +39,15 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         max_age: kept.max_age,
         max_bytes: usize::try_from(kept.max_bytes).unwrap_or(usize::MAX),
     });
-    let mut probes = sample::load(config);
+    let probes = sample::load(config);
     // Without samples the answers still say why, so that nobody has to search a log for it.
-    let pipeline = match sample::open(&mut probes) {
+    let pipeline = match sample::open(&probes) {
         Ok(mut samples) => {
+            let unwinder = sample::unwind(&probes, Scope::Host, config, &shared)?;
             let drain = Box::new(move || Ok(samples.drain()?));
-            Some(Pipeline::start(drain, config.sample.interval, Scope::Host, &config.path, &shared)?)
+            let pipeline =
+                Pipeline::start(drain, config.sample.interval, Scope::Host, &config.path, &shared)?;
+            Some((pipeline, unwinder))
         }
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "there will be no profiles");
@@ -63,8 +66,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     notify_stopping();
     tracing::info!("stopping");
     drop(stop);
-    if let Some(pipeline) = pipeline {
-        let last = tokio::task::spawn_blocking(|| pipeline.finish());
+    if let Some((pipeline, unwinder)) = pipeline {
+        let last = tokio::task::spawn_blocking(|| {
+            pipeline.finish();
+            drop(unwinder);
+        });
         tokio::select! {
             _ = last => {}
             () = shutdown.wait() => {}

@@ -69,7 +69,7 @@ impl Processes {
 
     /// A running process; `None` when it is gone.
     pub fn process(&self, pid: u32) -> Option<Process> {
-        parse(&fs::read(self.procfs.join(pid.to_string()).join("stat")).ok()?)
+        parse(&fs::read(self.folder(pid).join("stat")).ok()?)
     }
 
     /// How the files that a process runs can be opened.
@@ -82,9 +82,14 @@ impl Processes {
         }
     }
 
+    /// The folder of a process.
+    pub fn folder(&self, pid: u32) -> PathBuf {
+        self.procfs.join(pid.to_string())
+    }
+
     /// Where the process has code; nowhere when it is gone.
     pub fn code(&self, pid: u32) -> Code {
-        let maps = fs::read(self.procfs.join(pid.to_string()).join("maps")).unwrap_or_default();
+        let maps = fs::read(self.folder(pid).join("maps")).unwrap_or_default();
         Code(maps.split(|byte| *byte == b'\n').filter_map(mapping).collect())
     }
 

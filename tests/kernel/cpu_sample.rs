@@ -9,6 +9,13 @@ const NAME: &str = "cpu_sample";
 const TIME: Duration = Duration::from_secs(2);
 const HZ: u64 = 99;
 
+#[test]
+fn the_walk_by_tables_loads() {
+    needs_root!();
+    let set = load(NAME, &wanting(Want::Samples));
+    assert!(set.status().iter().all(|status| status.missing.is_empty()), "{:?}", set.status());
+}
+
 fn assert_accounted(drained: &Drained) {
     let counted: u64 = drained.samples.iter().map(|sample| sample.count).sum();
     let lost: u64 = drained.lost.iter().map(|(_, count)| count).sum();
@@ -18,8 +25,8 @@ fn assert_accounted(drained: &Drained) {
 #[test]
 fn a_busy_thread_gets_its_share_of_samples() {
     needs_root!();
-    let mut set = load(NAME, &LoadOptions { sample_hz: HZ, ..wanting(Want::Samples) });
-    let mut samples = CpuSamples::open(&mut set).expect("the maps open");
+    let set = load(NAME, &LoadOptions { sample_hz: HZ, ..wanting(Want::Samples) });
+    let mut samples = CpuSamples::open(&set).expect("the maps open");
     let before = load::cpu_time();
     let (pid, went_well) = load::in_child(None, || {
         load::spin(TIME);
@@ -46,8 +53,8 @@ fn a_busy_thread_gets_its_share_of_samples() {
 #[test]
 fn no_sample_is_lost_or_counted_twice_between_drains() {
     needs_root!();
-    let mut set = load(NAME, &LoadOptions { sample_hz: 999, ..wanting(Want::Samples) });
-    let mut samples = CpuSamples::open(&mut set).expect("the maps open");
+    let set = load(NAME, &LoadOptions { sample_hz: 999, ..wanting(Want::Samples) });
+    let mut samples = CpuSamples::open(&set).expect("the maps open");
     let spinner = thread::spawn(|| load::spin(TIME));
     let (mut taken, mut drains) = (0, 0);
     while !spinner.is_finished() {

@@ -40,8 +40,8 @@ fn is_sampled(samples: &mut CpuSamples) -> bool {
 #[test]
 fn a_cpu_that_comes_back_is_sampled_again() {
     needs_guest!("this machine's CPUs are not a test's to take away");
-    let mut set = load("cpu_sample", &LoadOptions { sample_hz: 99, ..wanting(Want::Samples) });
-    let mut samples = CpuSamples::open(&mut set).expect("the maps open");
+    let set = load("cpu_sample", &LoadOptions { sample_hz: 99, ..wanting(Want::Samples) });
+    let mut samples = CpuSamples::open(&set).expect("the maps open");
     assert!(is_sampled(&mut samples));
     drop(Offline::begin().expect("this kernel can take a CPU away"));
     until("samples of the CPU", || is_sampled(&mut samples).then_some(()));

@@ -8,6 +8,8 @@ mod burn;
 mod clock_step;
 mod compaction;
 mod cpu_sample;
+#[cfg(target_arch = "x86_64")]
+mod cpu_sample_walk;
 mod direct_reclaim;
 mod governor;
 mod hardirq;

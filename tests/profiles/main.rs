@@ -3,13 +3,15 @@
 mod program;
 mod record;
 mod serve;
+#[cfg(target_arch = "x86_64")]
+mod unwind;
 
 /// Samples a second: enough for a share within three points in a few seconds.
 const HZ: &str = "997";
 
 /// Ends the test, with the reason, where the CPUs cannot be sampled.
 macro_rules! needs_root {
-    ($test:literal) => {
+    ($test:expr) => {
         if !kpulse_tests::is_root() {
             return kpulse_tests::skip($test, "sampling the CPUs needs root");
         }

@@ -22,6 +22,19 @@ fn record(scope: &[&str], seconds: u32, format: &str, file: &Path) -> String {
     String::from_utf8(output.stderr).expect("text")
 }
 
+/// What a process runs: at least so many samples of it, unless that takes too long.
+pub fn record_samples(pid: u32, samples: u64) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let mut seconds = 4;
+    loop {
+        let stored = assert_closed(&record(&["--pid", &pid.to_string()], seconds, "folded", file.path()));
+        if stored >= samples || seconds >= MAX_SECONDS {
+            return fs::read_to_string(file.path()).expect("the profile is there");
+        }
+        seconds *= 2;
+    }
+}
+
 /// Records longer and longer until there are samples enough to judge shares by.
 fn record_enough(scope: &[&str], file: &Path) -> Shares {
     let mut seconds = 4;

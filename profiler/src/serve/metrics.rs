@@ -25,6 +25,25 @@ const UNSYMBOLIZED: MetricDef = MetricDef::counter(
     "Frames of stored samples that have no name.",
     REASON,
 );
+const CUT: MetricDef = MetricDef::counter(
+    "kpulse_profiler_stacks_cut_total",
+    "Samples whose user stack may not be whole.",
+    REASON,
+);
+const TABLE_FILES: MetricDef = MetricDef::gauge(
+    "kpulse_profiler_unwind_files",
+    "Programs and libraries with a table in the kernel.",
+    &[],
+);
+const TABLE_ROWS: MetricDef =
+    MetricDef::gauge("kpulse_profiler_unwind_rows", "Rows of these tables, of 8 bytes each.", &[]);
+const TABLE_PROCESSES: MetricDef =
+    MetricDef::gauge("kpulse_profiler_unwind_processes", "Processes whose stacks are walked by tables.", &[]);
+const TABLE_REFUSED: MetricDef = MetricDef::counter(
+    "kpulse_profiler_unwind_refused_total",
+    "Files and processes that have no table.",
+    REASON,
+);
 const DRAIN_ERRORS: MetricDef = MetricDef::counter(
     "kpulse_profiler_drain_errors_total",
     "Times when samples could not be read from the kernel.",
@@ -69,6 +88,15 @@ pub fn collect(shared: &Shared, probes: &ProbeSet, paths: &Paths) -> Samples {
             }
             for (reason, count) in &totals.unsymbolized {
                 out.count(&UNSYMBOLIZED, &[reason], *count);
+            }
+            for (reason, count) in &totals.cut {
+                out.count(&CUT, &[reason], *count);
+            }
+            out.count(&TABLE_FILES, &[], totals.tables.files as u64);
+            out.count(&TABLE_ROWS, &[], totals.tables.rows.into());
+            out.count(&TABLE_PROCESSES, &[], totals.tables.processes as u64);
+            for (reason, count) in &totals.tables.refused {
+                out.count(&TABLE_REFUSED, &[reason], *count);
             }
         }
         let history = &state.history;

@@ -4,7 +4,7 @@ use crate::error::ProbeError;
 use crate::features::{Feature, tick_ns};
 use crate::flow::Flow;
 use crate::hook::{Hook, tracepoint};
-use crate::probe::{EventDef, Probe};
+use crate::probe::{EventDef, InFlight, Priority, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, known, view};
 use crate::stamps::{self, Stamps};
@@ -71,6 +71,8 @@ pub const PROBE: Probe = Probe {
         },
     ],
     upkeep: Some(|maps| Ok(Box::new(Stamps::open(maps)?))),
+    in_flight: &[InFlight::all("sends"), InFlight::all("receives")],
+    priority: Priority::Low,
     ..Probe::EMPTY
 };
 

@@ -1,11 +1,11 @@
 #![doc = include_str!("README.md")]
 
-use crate::attached;
+use crate::attached::{self, Attached};
 use crate::cpu_clock::{self, CpuClock};
 use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, cpu_clock};
-use crate::loader::ProbeSet;
+use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{Maps, Table};
 use crate::probe::{Priority, Probe};
 use crate::probes::{abi, bpf_object};
@@ -13,9 +13,12 @@ use crate::record::comm;
 use kpulse_common::container::{CgroupId, Hierarchy};
 use std::collections::HashMap;
 use std::io;
-use std::sync::Weak;
+use std::sync::{MutexGuard, Weak};
 
 abi!("cpu_sample");
+
+mod tables;
+pub use tables::{Mapping, Page, Process, Row, UnwindTables, cfa, limits, rbp};
 
 /// See the module's documentation.
 pub const PROBE: Probe = Probe {
@@ -23,6 +26,7 @@ pub const PROBE: Probe = Probe {
     object: bpf_object!("cpu_sample"),
     needs: &[Feature::CpuClock],
     hooks: &[Hook::any("cpu_clock", &[cpu_clock("cpu_clock")])],
+    tail_calls: &[("programs", "user_stack")],
     controller: "cpu",
     samples: true,
     priority: Priority::Essential,
@@ -57,13 +61,12 @@ pub struct Drained {
     pub taken: u64,
     /// Samples that are in no stack, by reason.
     pub lost: Vec<(&'static str, u64)>,
+    /// Samples whose user stack is not sure to be whole, by reason.
+    pub cut: Vec<(&'static str, u64)>,
 }
 
-/// Frames of a stack in the map: zero after the last one.
-type Frames = [u64; abi::SAMPLE_FRAMES as usize];
-
 struct Generation {
-    stacks: Table<u32, Frames>,
+    stacks: Table<u64, abi::cpu_sample_stack>,
     counts: Table<abi::cpu_sample_key, u64>,
 }
 
@@ -79,27 +82,17 @@ pub struct CpuSamples {
 
 impl CpuSamples {
     /// Opens the maps of the loaded probe. The set must live on: it keeps the probe attached.
-    pub fn open(set: &mut ProbeSet) -> Result<Self, ProbeError> {
-        let index = set.loaded.iter().position(|loaded| loaded.probe.name == PROBE.name);
-        let loaded = index.map(|index| &set.loaded[index]);
-        let Some((loaded, attached)) = loaded.and_then(|loaded| Some((loaded, loaded.attached.as_ref()?)))
-        else {
-            let why = set
-                .status()
-                .iter()
-                .find(|status| status.name == PROBE.name)
-                .map(|status| status.state.to_string());
-            return Err(ProbeError::MissingFeature(
-                why.unwrap_or_else(|| "cpu_sample was not loaded".into()),
-            ));
-        };
-        let attached = attached::lock(attached);
+    pub fn open(set: &ProbeSet) -> Result<Self, ProbeError> {
+        let (loaded, attached) = loaded(set)?;
         let maps = Maps(&attached.ebpf);
-        let generation = |stacks, counts| {
-            Ok::<_, ProbeError>(Generation { stacks: maps.table(stacks)?, counts: maps.table(counts)? })
+        let generation = |number: u32| {
+            Ok::<_, ProbeError>(Generation {
+                stacks: maps.table(&format!("stacks_{number}"))?,
+                counts: maps.table(&format!("counts_{number}"))?,
+            })
         };
         Ok(Self {
-            generations: [generation("stacks_0", "counts_0")?, generation("stacks_1", "counts_1")?],
+            generations: [generation(0)?, generation(1)?],
             totals: maps.table("totals")?,
             switch: maps.table(".bss")?,
             filled: 0,
@@ -117,26 +110,49 @@ impl CpuSamples {
         wait_for_every_cpu().map_err(|source| ProbeError::Map { map: "counts".into(), source })?;
         let generation = &self.generations[full as usize];
         let counts = generation.counts.drain()?;
-        let stacks: HashMap<u32, Frames> = generation.stacks.drain()?.into_iter().collect();
+        let stacks: HashMap<u64, abi::cpu_sample_stack> = generation.stacks.drain()?.into_iter().collect();
         let totals = self.totals.get(&full)?.unwrap_or_default();
         self.totals.set(&full, &abi::cpu_sample_value::default())?;
-        let frames = |id: i32| stacks.get(&u32::try_from(id).ok()?).copied();
-        let stack = |id| frames(id).into_iter().flatten().take_while(|&address| address != 0).collect();
+        let stack = |key: u64| {
+            let stack = stacks.get(&key)?;
+            Some(stack.frames.get(..stack.depth as usize)?.to_vec())
+        };
         let sample = |(key, count): (abi::cpu_sample_key, u64)| Sample {
             pid: key.tgid,
             tid: key.tid,
             comm: comm(&key.comm),
             cgroup: CgroupId { hierarchy: self.hierarchy, id: key.cgroup_id },
-            user: stack(key.user_stack),
-            kernel: stack(key.kernel_stack),
+            user: stack(key.user_stack).unwrap_or_default(),
+            kernel: stack(key.kernel_stack).unwrap_or_default(),
             count,
         };
         Ok(Drained {
             samples: counts.into_iter().map(sample).collect(),
             taken: totals.taken - totals.idle,
-            lost: vec![("stack_collision", totals.stack_collisions), ("table_full", totals.counts_full)],
+            lost: vec![("table_full", totals.stacks_full + totals.counts_full)],
+            cut: WALKS.iter().map(|&(end, reason)| (reason, totals.walks[end as usize])).collect(),
         })
     }
+}
+
+/// The ends of a walk that do not make a whole stack.
+const WALKS: [(u32, &str); 6] = [
+    (abi::WALK_UNPREPARED, "unprepared"),
+    (abi::WALK_UNMAPPED, "unmapped"),
+    (abi::WALK_UNREADABLE, "unreadable"),
+    (abi::WALK_UNEXPRESSED, "unexpressed"),
+    (abi::WALK_ASTRAY, "astray"),
+    (abi::WALK_TOO_DEEP, "too_deep"),
+];
+
+/// The probe in a set, or why it is not there.
+fn loaded(set: &ProbeSet) -> Result<(&Loaded, MutexGuard<'_, Attached>), ProbeError> {
+    let loaded = set.loaded.iter().find(|loaded| loaded.probe.name == PROBE.name);
+    loaded.and_then(|loaded| Some((loaded, attached::lock(loaded.attached.as_ref()?)))).ok_or_else(|| {
+        let why = set.status().into_iter().find(|status| status.name == PROBE.name);
+        let why = why.map_or_else(|| "cpu_sample was not loaded".into(), |status| status.state.to_string());
+        ProbeError::MissingFeature(why)
+    })
 }
 
 /// Returns once no CPU can still be in a program that began before: an RCU grace period.

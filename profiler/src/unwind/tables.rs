@@ -1,0 +1,316 @@
+//! Which files' rows and which processes' mappings are in the kernel? Made when a process is sampled, and dropped
+//! when it is gone or room is needed.
+//!
+//! Rows belong to the content that they were made of, so that containers of one image share them, and no container can
+//! give another a wrong table.
+
+use super::code::{self, Code, FileId};
+use super::eh_frame::{self, Section};
+use super::elf::{Elf, Segment};
+use super::pages::Pages;
+use super::ranges::Ranges;
+use crate::aggregate::Losses;
+use kpulse_symbolize::process::{Identity, Processes};
+use anyhow::Context;
+use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Mapping, Page, Process, UnwindTables, limits};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Files that are remembered, with a table or without.
+const MAX_FILES: usize = 4096;
+/// A process that asks again has mapped something since, or its stack leads nowhere; the second is no reason to read
+/// its mappings all the time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A process that was not sampled for so long is gone, or can be read again.
+const MAX_IDLE: Duration = Duration::from_secs(60);
+
+/// A hash with a secret key, of the section and its address.
+type Content = u64;
+
+struct File {
+    code: Vec<Segment>,
+    content: Option<Content>,
+}
+
+struct Table {
+    base: u64,
+    rows: Range<u32>,
+    pages: Range<u32>,
+    users: usize,
+}
+
+struct Known {
+    identity: Identity,
+    codes: Vec<Code>,
+    mappings: Range<u32>,
+    contents: HashSet<Content>,
+    read: Instant,
+    pause: Duration,
+}
+
+/// What is in the kernel's maps.
+pub struct Tables {
+    maps: UnwindTables,
+    source: Processes,
+    rows: Ranges,
+    pages: Ranges,
+    mappings: Ranges,
+    files: HashMap<FileId, Rc<File>>,
+    tables: HashMap<Content, Table>,
+    processes: HashMap<u32, Known>,
+    /// Mappings that a walk which began before may still read.
+    retired: Vec<Range<u32>>,
+    hasher: RandomState,
+    refused: Losses,
+}
+
+/// How much there is.
+#[derive(Debug, Clone, Default)]
+pub struct Size {
+    pub files: usize,
+    pub rows: u32,
+    pub processes: usize,
+    /// What was left out, by reason.
+    pub refused: Losses,
+}
+
+impl Tables {
+    /// Nothing is known yet.
+    pub fn new(maps: UnwindTables, source: Processes) -> Self {
+        Self {
+            maps,
+            source,
+            rows: Ranges::new(limits::ROWS),
+            pages: Ranges::new(limits::PAGES),
+            mappings: Ranges::new(limits::MAPPINGS),
+            files: HashMap::new(),
+            tables: HashMap::new(),
+            processes: HashMap::new(),
+            retired: Vec::new(),
+            hasher: RandomState::new(),
+            refused: Losses::new(),
+        }
+    }
+
+    /// Processes that were sampled and are not known as they are.
+    pub fn wanted(&self) -> anyhow::Result<Vec<u32>> {
+        Ok(self.maps.wanted()?)
+    }
+
+    /// How much there is.
+    pub fn size(&self) -> Size {
+        Size {
+            files: self.tables.len(),
+            rows: limits::ROWS - self.rows.left(),
+            processes: self.processes.len(),
+            refused: self.refused.clone(),
+        }
+    }
+
+    /// Reads what a process has mapped, and puts it where the walk finds it.
+    pub fn learn(&mut self, pid: u32, now: Instant) -> anyhow::Result<()> {
+        let Some(running) = self.source.process(pid) else { return Ok(()) };
+        let known = self.processes.get(&pid).filter(|known| known.identity == running.identity);
+        let pause = known.map_or(FIRST_PAUSE, |known| known.pause);
+        if known.is_some_and(|known| now - known.read < known.pause) {
+            return Ok(());
+        }
+        let mut codes = code::mapped(&self.source, pid);
+        // Between the two it may have started another program, whose mappings these would be.
+        if self.source.process(pid).is_none_or(|again| again.identity != running.identity) {
+            return Ok(());
+        }
+        if let Some(known) = self.processes.get_mut(&pid).filter(|known| known.identity == running.identity)
+            && known.codes == codes
+        {
+            (known.read, known.pause) = (now, (pause * 2).min(LAST_PAUSE));
+            return Ok(());
+        }
+        if codes.len() > limits::PROCESS_MAPPINGS {
+            self.refuse("process_mappings");
+            codes.truncate(limits::PROCESS_MAPPINGS);
+        }
+        self.forget(pid)?;
+        self.enter(pid, running.identity, codes, now)
+    }
+
+    fn enter(&mut self, pid: u32, identity: Identity, codes: Vec<Code>, now: Instant) -> anyhow::Result<()> {
+        let is_full = self.processes.len() >= limits::PROCESSES as usize;
+        if is_full || (self.mappings.left() as usize) < codes.len() {
+            self.evict()?;
+        }
+        let (files, mut contents) = (self.source.files(pid), HashSet::new());
+        let mut mappings = Vec::with_capacity(codes.len());
+        for code in &codes {
+            let mut mapping =
+                Mapping { start: code.start, end: code.end, bias: code.start, first_page: 0, page_count: 0 };
+            let found = code::identify(&self.source, pid, files, code);
+            if let Some((id, path)) = found
+                && let Some((content, bias)) = self.table_of(id, &path, code)?
+                && let Some(table) = self.tables.get_mut(&content)
+            {
+                mapping.bias = bias.wrapping_add(table.base);
+                mapping.first_page = table.pages.start;
+                mapping.page_count = table.pages.end - table.pages.start;
+                // At once: the next file must not take its room.
+                table.users += usize::from(contents.insert(content));
+            }
+            mappings.push(mapping);
+        }
+        let Some(range) = self.mappings.take(mappings.len()) else {
+            self.refuse("mappings_full");
+            self.release(&contents);
+            return Ok(());
+        };
+        let process = Process {
+            start_code: identity.code,
+            start_stack: identity.stack,
+            used_ns: monotonic_ns(),
+            first: range.start,
+            count: range.end - range.start,
+        };
+        let outcome = self.maps.set_process(pid, &process, &mappings);
+        let known = Known { identity, codes, mappings: range, contents, read: now, pause: FIRST_PAUSE };
+        self.processes.insert(pid, known);
+        outcome.context("cannot tell the kernel of a process")
+    }
+
+    /// The table of a file's content, and what to subtract from addresses in memory to have the file's.
+    fn table_of(&mut self, id: FileId, path: &Path, code: &Code) -> anyhow::Result<Option<(Content, u64)>> {
+        let known = self.files.get(&id).cloned();
+        let is_there = |file: &File| file.content.is_none_or(|content| self.tables.contains_key(&content));
+        let file = match known.filter(|file| is_there(file)) {
+            Some(file) => file,
+            None => {
+                let file = Rc::new(self.read(&id, path, code)?);
+                if self.files.len() >= MAX_FILES {
+                    self.files.clear();
+                }
+                self.files.insert(id, file.clone());
+                file
+            }
+        };
+        Ok(file.content.zip(Elf::bias(&file.code, code.start, code.offset)))
+    }
+
+    fn read(&mut self, id: &FileId, path: &Path, code: &Code) -> anyhow::Result<File> {
+        let read = code::open(id, path, code).ok().and_then(|opened| Elf::read(&opened));
+        let Some(elf) = read else {
+            self.refuse("file_unreadable");
+            return Ok(File { code: Vec::new(), content: None });
+        };
+        if elf.eh_frame.is_empty() {
+            return Ok(File { code: elf.code, content: None });
+        }
+        let content = self.hasher.hash_one((&elf.eh_frame, elf.eh_frame_address));
+        let is_there = self.tables.contains_key(&content) || self.load(content, &elf)?;
+        Ok(File { code: elf.code, content: is_there.then_some(content) })
+    }
+
+    /// Makes a table and writes it; whether there was room.
+    fn load(&mut self, content: Content, elf: &Elf) -> anyhow::Result<bool> {
+        let section = Section {
+            bytes: &elf.eh_frame,
+            address: elf.eh_frame_address,
+            text: elf.text_address,
+            got: elf.got_address,
+        };
+        let Some(table) = Pages::of(&eh_frame::rules(section)) else {
+            self.refuse("file_unusable");
+            return Ok(false);
+        };
+        if self.rows.left() as usize <= table.rows.len() || self.pages.left() as usize <= table.pages.len() {
+            self.evict()?;
+        }
+        let Some(rows) = self.rows.take(table.rows.len()) else {
+            self.refuse("rows_full");
+            return Ok(false);
+        };
+        let Some(pages) = self.pages.take(table.pages.len()) else {
+            self.rows.give(rows);
+            self.refuse("rows_full");
+            return Ok(false);
+        };
+        let placed: Vec<Page> = table
+            .pages
+            .iter()
+            .map(|page| Page { first: rows.start + page.first, count: page.count })
+            .collect();
+        let outcome = self.maps.set_file(rows.start, &table.rows, pages.start, &placed);
+        self.tables.insert(content, Table { base: table.base, rows, pages, users: 0 });
+        outcome.context("cannot write rows")?;
+        Ok(true)
+    }
+
+    /// Forgets processes that were not sampled for long.
+    pub fn sweep(&mut self) -> anyhow::Result<()> {
+        let before = monotonic_ns().saturating_sub(MAX_IDLE.as_nanos() as u64);
+        let old: Vec<u32> = self
+            .maps
+            .processes()?
+            .into_iter()
+            .filter(|(_, process)| process.used_ns < before)
+            .map(|(pid, _)| pid)
+            .collect();
+        old.into_iter().try_for_each(|pid| self.forget(pid))?;
+        self.reclaim()
+    }
+
+    /// Makes room: of the processes that quarter goes that was sampled longest ago, and so do rows that none uses.
+    fn evict(&mut self) -> anyhow::Result<()> {
+        let mut by_use: Vec<(u64, u32)> =
+            self.maps.processes()?.into_iter().map(|(pid, process)| (process.used_ns, pid)).collect();
+        by_use.sort_unstable();
+        by_use.truncate(by_use.len().div_ceil(4));
+        by_use.into_iter().try_for_each(|(_, pid)| self.forget(pid))?;
+        self.reclaim()?;
+        let unused = self.tables.extract_if(|_, table| table.users == 0);
+        for (_, table) in unused {
+            self.rows.give(table.rows);
+            self.pages.give(table.pages);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, pid: u32) -> anyhow::Result<()> {
+        self.maps.remove_process(pid)?;
+        if let Some(known) = self.processes.remove(&pid) {
+            self.retired.push(known.mappings);
+            self.release(&known.contents);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, contents: &HashSet<Content>) {
+        for content in contents {
+            if let Some(table) = self.tables.get_mut(content) {
+                table.users -= 1;
+            }
+        }
+    }
+
+    /// Waits for walks that began before, and takes back what only they could still read.
+    fn reclaim(&mut self) -> anyhow::Result<()> {
+        self.maps.wait()?;
+        self.retired.drain(..).for_each(|range| self.mappings.give(range));
+        Ok(())
+    }
+
+    fn refuse(&mut self, why: &'static str) {
+        *self.refused.entry(why).or_default() += 1;
+    }
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to the given place, which lives through it.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}

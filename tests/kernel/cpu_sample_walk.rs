@@ -1,0 +1,170 @@
+//! The walk by tables, over frames whose layout is written down here: no compiler's choice is in it.
+
+use super::*;
+use kpulse_exporter_ebpf::probes::profile::cpu_sample::{
+    CpuSamples, Mapping, Page, Process, Row, Sample, UnwindTables, cfa, rbp,
+};
+use std::collections::HashMap;
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Instant;
+
+/// More than one program of the walk takes, and fewer than a stack holds.
+const DEPTH: u64 = 100;
+
+// outer(depth, flag) saves rbp and spoils it; deep calls itself; leaf runs until the flag is set.
+std::arch::global_asm!(
+    ".globl walk_outer, walk_outer_body, walk_outer_end, walk_deep, walk_deep_body, walk_deep_end, walk_leaf, walk_end",
+    ".p2align 12",
+    "walk_outer:",
+    "push rbp",
+    "mov rbp, 3",
+    "walk_outer_body:",
+    "call walk_deep",
+    "pop rbp",
+    "walk_outer_end:",
+    "ret",
+    ".p2align 4",
+    "walk_deep:",
+    "sub rsp, 40",
+    "walk_deep_body:",
+    "dec rdi",
+    "jz 2f",
+    "call walk_deep",
+    "jmp 3f",
+    "2: call walk_leaf",
+    "3: add rsp, 40",
+    "walk_deep_end:",
+    "ret",
+    ".p2align 4",
+    "walk_leaf:",
+    "pause",
+    "cmp dword ptr [rsi], 0",
+    "je walk_leaf",
+    "ret",
+    ".p2align 12",
+    "walk_end:",
+);
+
+unsafe extern "C" {
+    fn walk_outer(depth: u64, flag: *const AtomicU32);
+    fn walk_outer_body();
+    fn walk_outer_end();
+    fn walk_deep();
+    fn walk_deep_body();
+    fn walk_deep_end();
+    fn walk_leaf();
+    fn walk_end();
+}
+
+type Label = unsafe extern "C" fn();
+
+fn at(label: Label) -> u64 {
+    label as *const () as u64
+}
+
+fn start() -> u64 {
+    walk_outer as *const () as u64
+}
+
+fn row(label: Label, kind: u32, words: u16, saved: u32, saved_words: i16) -> Row {
+    let address = (at(label) - start()) as u16;
+    Row { address, cfa: kind as u8, rbp: saved as u8, cfa_words: words, rbp_words: saved_words }
+}
+
+fn rows() -> [Row; 7] {
+    let by_stack = |label, words| row(label, cfa::RSP, words, rbp::KEPT, 0);
+    [
+        Row { address: 0, ..by_stack(walk_outer_body, 1) },
+        row(walk_outer_body, cfa::RSP, 2, rbp::AT_CFA, -2),
+        by_stack(walk_outer_end, 1),
+        by_stack(walk_deep, 1),
+        by_stack(walk_deep_body, 6),
+        by_stack(walk_deep_end, 1),
+        by_stack(walk_leaf, 1),
+    ]
+}
+
+/// Enters this process with the code above; the rest of it is code without a table.
+fn enter(tables: &UnwindTables) {
+    let stat = fs::read_to_string("/proc/self/stat").expect("it is there");
+    let fields: Vec<u64> = stat[stat.rfind(')').expect("a name") + 2..]
+        .split_ascii_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    tables.set_file(10, &rows(), 5, &[Page { first: 10, count: 7 }]).expect("rows can be written");
+    let process = Process { start_code: fields[23], start_stack: fields[25], used_ns: 0, first: 3, count: 1 };
+    let mapping = Mapping { start: start(), end: at(walk_end), bias: start(), first_page: 5, page_count: 1 };
+    tables.set_process(std::process::id(), &process, &[mapping]).expect("a process can be written");
+}
+
+/// Samples of a thread that runs the code to a depth, at least so many.
+fn sample_at_depth(
+    depth: u64,
+    samples: &mut CpuSamples,
+    at_least: u64,
+) -> (Vec<Sample>, HashMap<&'static str, u64>) {
+    let flag = AtomicU32::new(0);
+    let (mut found, mut cut) = (Vec::new(), HashMap::new());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    thread::scope(|scope| {
+        // SAFETY: the code above keeps to the calling convention and reads what lives until it returns.
+        scope.spawn(|| unsafe { walk_outer(depth, &raw const flag) });
+        while found.iter().map(|sample: &Sample| sample.count).sum::<u64>() < at_least
+            && Instant::now() < deadline
+        {
+            thread::sleep(Duration::from_millis(100));
+            let drained = samples.drain().expect("the maps can be read");
+            found.extend(in_leaf(drained.samples));
+            drained.cut.into_iter().for_each(|(reason, count)| *cut.entry(reason).or_default() += count);
+        }
+        flag.store(1, Ordering::Relaxed);
+    });
+    (found, cut)
+}
+
+fn in_leaf(samples: Vec<Sample>) -> impl Iterator<Item = Sample> {
+    let leaf = at(walk_leaf)..at(walk_end);
+    let ours = samples.into_iter().filter(|sample| sample.pid == std::process::id());
+    ours.filter(move |sample| sample.user.first().is_some_and(|pc| leaf.contains(pc)))
+}
+
+#[test]
+fn a_walk_by_tables_finds_every_caller() {
+    needs_root!();
+    let set = load("cpu_sample", &LoadOptions { sample_hz: 499, ..wanting(Want::Samples) });
+    let mut samples = CpuSamples::open(&set).expect("the maps open");
+    let tables = UnwindTables::open(&set).expect("the maps open").expect("the walk runs on this kernel");
+    enter(&tables);
+    let (found, cut) = sample_at_depth(DEPTH, &mut samples, 50);
+    assert!(!found.is_empty());
+    for sample in found {
+        // The leaf, its callers, and outer; what called outer has no table here, and no mapping.
+        assert_eq!(sample.user.len() as u64, DEPTH + 2, "{:x?}", sample.user);
+        let (outer, deep) = sample.user[1..].split_last().expect("there are callers");
+        assert!(deep.iter().all(|pc| (at(walk_deep_body)..at(walk_deep_end)).contains(pc)), "{deep:x?}");
+        assert!((at(walk_outer_body)..at(walk_outer_end)).contains(outer), "{outer:x}");
+    }
+    assert!(cut["unmapped"] >= 50, "{cut:?}");
+    assert!(
+        tables.wanted().expect("a list").contains(&std::process::id()),
+        "the unmapped caller is asked for"
+    );
+}
+
+#[test]
+fn a_process_of_other_code_is_not_walked_by_old_tables() {
+    needs_root!();
+    let set = load("cpu_sample", &LoadOptions { sample_hz: 499, ..wanting(Want::Samples) });
+    let mut samples = CpuSamples::open(&set).expect("the maps open");
+    let tables = UnwindTables::open(&set).expect("the maps open").expect("the walk runs on this kernel");
+    enter(&tables);
+    let (pid, mut process) = tables.processes().expect("a list").remove(0);
+    process.start_stack += 8;
+    tables.set_process(pid, &process, &[]).expect("a process can be written");
+    let (found, _) = sample_at_depth(1, &mut samples, 50);
+    assert!(!found.is_empty());
+    // The frame pointer is spoiled, so that without tables nothing leads beyond the leaf.
+    assert!(found.iter().all(|sample| sample.user.len() == 1), "{found:x?}");
+}
