@@ -68,9 +68,9 @@ fn start() -> u64 {
     walk_outer as *const () as u64
 }
 
-fn row(label: Label, kind: u32, words: u16, saved: u32, saved_words: i16) -> Row {
+fn row(label: Label, cfa: u8, words: u16, rbp: u8, saved_words: i16) -> Row {
     let address = (at(label) - start()) as u16;
-    Row { address, cfa: kind as u8, rbp: saved as u8, cfa_words: words, rbp_words: saved_words }
+    Row { address, cfa, rbp, cfa_words: words, rbp_words: saved_words }
 }
 
 fn rows() -> [Row; 7] {

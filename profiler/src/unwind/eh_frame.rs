@@ -3,13 +3,11 @@
 //! The bytes come from files that any container can write: they are bounded, and no bytes make this panic.
 
 use gimli::{
-    BaseAddresses, CfaRule, CieOrFde, EhFrame, EndianSlice, FrameDescriptionEntry, LittleEndian, Register,
+    BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, Register,
     RegisterRule, UnwindContext, UnwindSection, UnwindTableRow, X86_64,
 };
-use kpulse_exporter_ebpf::probes::profile::cpu_sample::{cfa, rbp};
+use kpulse_exporter_ebpf::probes::profile::cpu_sample::{cfa, limits, rbp};
 
-/// Rules of one file; the largest known compiler library has 1.1 million.
-const MAX_RULES: usize = 4 << 20;
 /// A common entry's instructions run again for each of its functions. Real ones have 20 to 40 bytes.
 const MAX_COMMON_BYTES: usize = 256;
 /// Smaller gaps between functions are padding, where no code runs.
@@ -22,14 +20,13 @@ const DEREF: u8 = 0x06;
 const LITERAL_0: u8 = 0x30;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
-type Fde<'a> = FrameDescriptionEntry<Slice<'a>>;
 
 /// From where the caller's frame can be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rule {
-    pub cfa: u32,
+    pub cfa: u8,
     pub cfa_words: u16,
-    pub rbp: u32,
+    pub rbp: u8,
     pub rbp_words: i16,
 }
 
@@ -37,7 +34,7 @@ impl Rule {
     pub const NONE: Self = Self::plain(cfa::NONE);
     const UNEXPRESSED: Self = Self::plain(cfa::UNEXPRESSED);
 
-    const fn plain(cfa: u32) -> Self {
+    const fn plain(cfa: u8) -> Self {
         Self { cfa, cfa_words: 0, rbp: rbp::KEPT, rbp_words: 0 }
     }
 }
@@ -51,64 +48,60 @@ pub struct Section<'a> {
     pub got: u64,
 }
 
-/// The rules of all functions, each from its address to the next one's, in order of address.
+/// The rules of all functions, each from its address to the next one's, in order of address; none where there are more
+/// than the kernel's table holds.
 pub fn rules(section: Section<'_>) -> Vec<(u64, Rule)> {
     let frames = EhFrame::new(section.bytes, LittleEndian);
     let bases =
         BaseAddresses::default().set_eh_frame(section.address).set_text(section.text).set_got(section.got);
     let mut rules = Vec::new();
-    let (mut context, mut end) = (UnwindContext::new(), 0);
-    for function in functions(&frames, &bases) {
-        let start = function.initial_address();
-        if end != 0 && start > end {
-            rules.push((end, Rule::NONE));
+    let (mut context, mut end) = (UnwindContext::new(), None);
+    for (start, offset) in functions(&frames, &bases) {
+        let Ok(function) = frames.fde_from_offset(&bases, offset, EhFrame::cie_from_offset) else { continue };
+        if end.is_some_and(|end| start >= end && start - end >= PADDING_BYTES) {
+            add(&mut rules, end.unwrap_or(start), Rule::NONE);
         }
         let Ok(mut table) = function.rows(&frames, &bases, &mut context) else { continue };
         while let Ok(Some(row)) = table.next_row() {
-            if rules.len() >= MAX_RULES {
+            if rules.len() >= limits::ROWS as usize {
                 return Vec::new();
             }
-            rules.push((row.start_address(), rule(row, &frames, function.is_signal_trampoline())));
+            add(&mut rules, row.start_address(), rule(row, &frames, function.is_signal_trampoline()));
         }
-        end = function.end_address();
+        end = Some(function.end_address());
     }
-    if end != 0 {
-        rules.push((end, Rule::NONE));
+    if let Some(end) = end {
+        add(&mut rules, end, Rule::NONE);
     }
-    merge(rules)
+    rules
 }
 
-/// The functions in order of address.
-fn functions<'a>(frames: &EhFrame<Slice<'a>>, bases: &BaseAddresses) -> Vec<Fde<'a>> {
+/// Where the functions begin, in order of address, and their entries.
+fn functions(frames: &EhFrame<Slice<'_>>, bases: &BaseAddresses) -> Vec<(u64, EhFrameOffset)> {
     let mut functions = Vec::new();
     let mut entries = frames.entries(bases);
     while let Ok(Some(entry)) = entries.next() {
         let CieOrFde::Fde(function) = entry else { continue };
         let Ok(function) = function.parse(EhFrame::cie_from_offset) else { continue };
+        let start = function.initial_address();
         let is_usable = function.cie().entry_len() <= MAX_COMMON_BYTES
             && function.len() > 0
-            && function.initial_address().checked_add(function.len()).is_some();
+            && start.checked_add(function.len()).is_some();
         if is_usable {
-            functions.push(function);
+            functions.push((start, EhFrameOffset(function.offset())));
         }
     }
-    functions.sort_by_key(Fde::initial_address);
+    functions.sort_unstable_by_key(|(start, offset)| (*start, offset.0));
     functions
 }
 
 /// Of rules at one address the last holds; neighbours that say the same are one.
-fn merge(mut rules: Vec<(u64, Rule)>) -> Vec<(u64, Rule)> {
-    rules.sort_by_key(|(address, _)| *address);
-    let mut merged: Vec<(u64, Rule)> = Vec::with_capacity(rules.len());
-    for (index, &(address, rule)) in rules.iter().enumerate() {
-        let next = rules.get(index + 1).map(|(address, _)| *address);
-        let is_padding = rule == Rule::NONE && next.is_some_and(|next| next - address < PADDING_BYTES);
-        if next == Some(address) || is_padding || merged.last().is_some_and(|(_, last)| *last == rule) {
-            continue;
-        }
-        merged.push((address, rule));
+fn add(rules: &mut Vec<(u64, Rule)>, address: u64, rule: Rule) {
+    rules.pop_if(|(last, _)| *last == address);
+    // A function that begins inside of another, which no compiler makes, does not bring the order into disorder.
+    if rules.last().is_none_or(|(last, before)| *last < address && *before != rule) {
+        rules.push((address, rule));
     }
-    merged
 }
 
 fn rule(row: &UnwindTableRow<usize>, frames: &EhFrame<Slice<'_>>, is_signal: bool) -> Rule {
@@ -144,7 +137,7 @@ fn rule(row: &UnwindTableRow<usize>, frames: &EhFrame<Slice<'_>>, is_signal: boo
     rbp_words.map_or(Rule::UNEXPRESSED, |rbp_words| Rule { cfa, cfa_words, rbp, rbp_words })
 }
 
-fn of_register(register: Register, offset: i64) -> Option<(u32, u16)> {
+fn of_register(register: Register, offset: i64) -> Option<(u8, u16)> {
     let kind = match register {
         X86_64::RSP => cfa::RSP,
         X86_64::RBP => cfa::RBP,
@@ -157,7 +150,7 @@ fn of_register(register: Register, offset: i64) -> Option<(u32, u16)> {
 }
 
 /// The few expressions that linkers, compilers and hand-written code use.
-fn of_expression(expression: &[u8]) -> Option<(u32, u16)> {
+fn of_expression(expression: &[u8]) -> Option<(u8, u16)> {
     match expression {
         // Entries of the procedure linkage table: rsp + 8 + ((rip & 15) >= N) << 3.
         [OF_RSP, 8, 0x80, 0, 0x3f, 0x1a, literal @ LITERAL_0..=0x3f, 0x2a, 0x33, 0x24, 0x22] => {
@@ -217,9 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn padding_says_nothing_and_gaps_do() {
+    fn the_last_rule_of_an_address_holds_and_repeats_are_one() {
         let call = Rule { cfa_words: 2, ..Rule::plain(cfa::RSP) };
-        let rules = [(0, call), (10, Rule::NONE), (16, call), (20, Rule::NONE), (64, call), (64, Rule::NONE)];
-        assert_eq!(merge(rules.into()), [(0, call), (20, Rule::NONE)]);
+        let mut rules = Vec::new();
+        for (address, rule) in
+            [(0, call), (8, call), (10, Rule::NONE), (10, call), (20, Rule::NONE), (4, call)]
+        {
+            add(&mut rules, address, rule);
+        }
+        assert_eq!(rules, [(0, call), (20, Rule::NONE)]);
     }
 }

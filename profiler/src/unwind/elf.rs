@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The largest known section, of a browser, has 12 MiB.
-const MAX_SECTION_BYTES: u64 = 64 << 20;
+/// A row comes from 5 to 8 bytes, so that a larger section has more rows than the kernel's table.
+const MAX_SECTION_BYTES: u64 = 5 << 20;
 const MAX_HEADERS: u64 = 65_536;
 const MAX_NAMES_BYTES: u64 = 1 << 20;
 
@@ -49,6 +49,8 @@ pub struct Segment {
 pub struct Elf {
     pub code: Vec<Segment>,
     pub eh_frame: Vec<u8>,
+    /// It has a section that is too large to be read.
+    pub is_too_large: bool,
     pub eh_frame_address: u64,
     pub text_address: u64,
     pub got_address: u64,
@@ -87,6 +89,7 @@ impl Elf {
             match name {
                 b".text" => self.text_address = address,
                 b".got" => self.got_address = address,
+                b".eh_frame" if section.u64(32) > MAX_SECTION_BYTES => self.is_too_large = true,
                 b".eh_frame" if kind != NO_BITS => {
                     self.eh_frame = part(file, section.u64(24), section.u64(32), MAX_SECTION_BYTES)?;
                     self.eh_frame_address = address;

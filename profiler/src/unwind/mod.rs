@@ -58,19 +58,22 @@ fn run(mut tables: Tables, scope: &Scope, stopped: &Receiver<()>, shared: &Share
     let mut swept = Instant::now();
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(INTERVAL) {
         let now = Instant::now();
-        warn(serve(&mut tables, scope, now));
+        warn(serve(&mut tables, scope, shared));
         if now - swept >= SWEEP_INTERVAL {
             warn(tables.sweep());
             swept = now;
         }
-        shared.lock().totals.tables = tables.size();
     }
 }
 
-fn serve(tables: &mut Tables, scope: &Scope, now: Instant) -> anyhow::Result<()> {
+fn serve(tables: &mut Tables, scope: &Scope, shared: &Shared) -> anyhow::Result<()> {
     let wanted = tables.wanted()?.into_iter();
     let in_scope = wanted.filter(|pid| !matches!(scope, Scope::Process(only) if only != pid));
-    in_scope.take(MAX_READ).try_for_each(|pid| tables.learn(pid, now))
+    for pid in in_scope.take(MAX_READ) {
+        tables.learn(pid, Instant::now())?;
+        shared.lock().totals.tables = tables.size();
+    }
+    Ok(())
 }
 
 fn warn(outcome: anyhow::Result<()>) {

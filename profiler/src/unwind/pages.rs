@@ -54,15 +54,14 @@ impl Pages {
         let rows = &self.rows[page.first as usize..][..page.count as usize];
         let after = rows.partition_point(|row| row.address <= address as u16);
         let row = rows.get(after.checked_sub(1)?)?;
-        let (cfa, rbp) = (u32::from(row.cfa), u32::from(row.rbp));
-        Some(Rule { cfa, cfa_words: row.cfa_words, rbp, rbp_words: row.rbp_words })
+        let Row { cfa, rbp, cfa_words, rbp_words, .. } = *row;
+        Some(Rule { cfa, cfa_words, rbp, rbp_words })
     }
 }
 
-/// The numbers of kinds are small.
 fn row(address: u16, rule: Rule) -> Row {
-    let (cfa, rbp) = (rule.cfa as u8, rule.rbp as u8);
-    Row { address, cfa, rbp, cfa_words: rule.cfa_words, rbp_words: rule.rbp_words }
+    let Rule { cfa, cfa_words, rbp, rbp_words } = rule;
+    Row { address, cfa, rbp, cfa_words, rbp_words }
 }
 
 #[cfg(test)]

@@ -205,6 +205,9 @@ impl Tables {
             self.refuse("file_unreadable");
             return Ok(File { code: Vec::new(), content: None });
         };
+        if elf.is_too_large {
+            self.refuse("file_unusable");
+        }
         if elf.eh_frame.is_empty() {
             return Ok(File { code: elf.code, content: None });
         }

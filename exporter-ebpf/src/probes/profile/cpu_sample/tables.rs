@@ -8,17 +8,31 @@ use crate::maps::{Maps, Table};
 pub use abi::{unwind_mapping as Mapping, unwind_page as Page, unwind_process as Process, unwind_row as Row};
 
 /// How a row gives the CFA.
+#[allow(missing_docs, reason = "the header says it")]
 pub mod cfa {
-    pub use super::abi::{
-        CFA_AT_RBP as AT_RBP, CFA_AT_RSP as AT_RSP, CFA_NONE as NONE, CFA_PLT as PLT, CFA_R10 as R10,
-        CFA_R11 as R11, CFA_RAX as RAX, CFA_RBP as RBP, CFA_ROOT as ROOT, CFA_RSP as RSP,
-        CFA_SIGNAL as SIGNAL, CFA_UNEXPRESSED as UNEXPRESSED,
-    };
+    use super::abi;
+    pub const NONE: u8 = abi::CFA_NONE as u8;
+    pub const ROOT: u8 = abi::CFA_ROOT as u8;
+    pub const UNEXPRESSED: u8 = abi::CFA_UNEXPRESSED as u8;
+    pub const RSP: u8 = abi::CFA_RSP as u8;
+    pub const RBP: u8 = abi::CFA_RBP as u8;
+    pub const PLT: u8 = abi::CFA_PLT as u8;
+    pub const SIGNAL: u8 = abi::CFA_SIGNAL as u8;
+    pub const AT_RSP: u8 = abi::CFA_AT_RSP as u8;
+    pub const AT_RBP: u8 = abi::CFA_AT_RBP as u8;
+    pub const RAX: u8 = abi::CFA_RAX as u8;
+    pub const R10: u8 = abi::CFA_R10 as u8;
+    pub const R11: u8 = abi::CFA_R11 as u8;
 }
 
 /// Where a row has the caller's rbp.
+#[allow(missing_docs, reason = "the header says it")]
 pub mod rbp {
-    pub use super::abi::{RBP_AT_CFA as AT_CFA, RBP_AT_RBP as AT_RBP, RBP_KEPT as KEPT, RBP_LOST as LOST};
+    use super::abi;
+    pub const KEPT: u8 = abi::RBP_KEPT as u8;
+    pub const AT_CFA: u8 = abi::RBP_AT_CFA as u8;
+    pub const AT_RBP: u8 = abi::RBP_AT_RBP as u8;
+    pub const LOST: u8 = abi::RBP_LOST as u8;
 }
 
 /// What the maps hold, and what one search finds.
