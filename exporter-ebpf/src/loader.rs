@@ -43,7 +43,7 @@ const PROBE_INFO: MetricDef = MetricDef::gauge(
 );
 const PROBE_DEGRADED: MetricDef = MetricDef::gauge(
     "kpulse_probe_degraded",
-    "1 where a probe tells less than it could: over_budget while it is detached since the probes cost too much, \
+    "Set to 1 where a probe tells less than it could: over_budget while it is detached since the probes cost too much, \
      missing_hook where the kernel lacks what a part of it needs.",
     &[Label::Named("probe"), Label::Named("reason")],
 );

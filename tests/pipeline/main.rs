@@ -79,9 +79,7 @@ fn no_kill_at_any_point_loses_or_doubles_an_event() {
     // What it had taken is sent first; the file anew, which changes no document.
     let mut forward = Service::start(&mut way.forward(&file));
     let mut index = way.index();
-    within(LONG, "the first documents", || {
-        (metric(&index, "kpulse_index_consumed_total") > 0).then_some(())
-    });
+    within(LONG, "the first documents", || (metric(&index, "kpulse_index_consumed_total") > 0).then_some(()));
     index.signal(libc::SIGKILL);
     index.wait();
     let index = way.index();

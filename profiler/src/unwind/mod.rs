@@ -10,10 +10,10 @@ mod tables;
 
 use crate::aggregate::Scope;
 use crate::pipeline::Shared;
-use kpulse_symbolize::Processes;
 use anyhow::Context;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::UnwindTables;
+use kpulse_symbolize::Processes;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
