@@ -5,7 +5,9 @@
 
 mod cpu;
 mod disk;
+mod hardware;
 mod listen_overflow;
+mod load_average;
 mod memory;
 mod network;
 mod page_fault;

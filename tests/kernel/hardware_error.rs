@@ -4,12 +4,13 @@
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::disk::Mount;
+use kpulse_tests::root_port::RootPort;
 use kpulse_tests::{load, skip, until};
 use serde_json::json;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const NAME: &str = "hardware_error";
 
@@ -99,51 +100,22 @@ fn a_machine_check_is_an_event_with_its_registers() {
     assert_eq!((fatal.pid, fatal.cgroup, fatal.body.get("page")), (0, None, None));
 }
 
-/// A PCI Express root port that a driver looks after, as the kernel calls it.
-fn root_port() -> Option<String> {
-    let is_driven = |path: &PathBuf| {
-        fs::read_link(path.join("driver")).is_ok_and(|driver| driver.ends_with("pcieport"))
-            && path.join("aer_dev_correctable").exists()
-    };
-    let devices = fs::read_dir("/sys/bus/pci/devices").ok()?.flatten().map(|device| device.path());
-    devices.into_iter().find(is_driven)?.file_name()?.to_str().map(str::to_owned)
-}
-
-/// `struct aer_error_inj`, for a device of the first domain and bus.
-fn aer(port: &str, uncorrectable: u32, correctable: u32) -> Vec<u8> {
-    let place = port.strip_prefix("0000:00:").and_then(|place| place.split_once('.'));
-    let (device, function) = place.expect("a root port is on the first bus");
-    let number = |text| u8::from_str_radix(text, 16).expect("it is hexadecimal");
-    let words = [uncorrectable, correctable, 0x4a00_0001, 2, 3, 4, 0];
-    let mut bytes = vec![0, number(device), number(function), 0];
-    bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
-    bytes
-}
-
 #[test]
 fn an_error_of_pci_express_is_an_event_with_its_device() {
     needs_guest_with!("aer_event");
-    let Some(port) = root_port() else {
-        skip(module_path!(), "there is no root port that reports errors");
-        return;
+    let port = match RootPort::find() {
+        Ok(port) => port,
+        Err(why) => return skip(module_path!(), why),
     };
-    let Ok(injector) = File::options().write(true).open("/dev/aer_inject") else {
-        skip(module_path!(), "there is no aer_inject");
-        return;
-    };
-    let inject = |uncorrectable, correctable| {
-        let bytes = aer(&port, uncorrectable, correctable);
-        assert_eq!(injector.write_at(&bytes, 0).expect("root may inject"), bytes.len());
-    };
-    let facts = told(1, || inject(0, 1 << 6));
+    let facts = told(1, || port.inject(0, 1 << 6).expect("root may inject"));
     assert_eq!((facts[0].pid, facts[0].cgroup), (0, None));
-    let pcie = json!({"device": port, "status": "0x40", "errors": ["BadTLP"]});
+    let pcie = json!({"device": port.name(), "status": "0x40", "errors": ["BadTLP"]});
     assert_eq!(facts[0].body, json!({"type": "pcie", "severity": "corrected", "pcie": pcie}));
 
     // A poisoned packet, whose header is kept.
-    let facts = told(1, || inject(1 << 12, 0));
+    let facts = told(1, || port.inject(1 << 12, 0).expect("root may inject"));
     let header = "4a000001 00000002 00000003 00000004";
-    let pcie = json!({"device": port, "status": "0x1000", "errors": ["TLP"], "tlp_header": header});
+    let pcie = json!({"device": port.name(), "status": "0x1000", "errors": ["TLP"], "tlp_header": header});
     assert_eq!(facts[0].body, json!({"type": "pcie", "severity": "uncorrected", "pcie": pcie}));
 }
 

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod network;
 pub mod pressure;
 pub mod process;
+pub mod root_port;
 pub mod services;
 pub mod shaper;
 pub mod stuck_page;

@@ -1,4 +1,4 @@
-//! What the hardware itself reports as broken or too hot: memory controllers and thermal limits in `/sys`.
+//! What the hardware itself reports as broken or too hot: memory controllers, PCI Express and thermal limits in `/sys`.
 //!
 //! A machine that has neither has no series: virtual ones mostly do not.
 
@@ -14,7 +14,8 @@ const FILES_MAX: usize = 1024;
 
 const ERRORS: MetricDef = MetricDef::counter(
     "kpulse_hardware_errors_total",
-    "Errors that memory controllers counted since they were set up, and times that a core was slowed down for heat.",
+    "Errors that memory controllers counted since they were set up, error messages that PCI Express root ports received, \
+     and times that a core was slowed down for heat.",
     &[Label::Named("type"), Label::Named("severity")],
 );
 
@@ -40,16 +41,23 @@ impl Hardware {
     fn new(paths: &Paths) -> Self {
         let controllers = numbered(&paths.sysfs.join("devices/system/edac/mc"), "mc");
         let of_controllers = |name: &str| existing(controllers.iter().map(|folder| folder.join(name)));
+        let devices = fs::read_dir(paths.sysfs.join("bus/pci/devices")).into_iter().flatten().flatten();
+        let devices: Vec<_> = devices.map(|device| device.path()).collect();
+        let of_ports = |name: &str| existing(devices.iter().map(|folder| folder.join(name)));
         let cpus = numbered(&paths.sysfs.join("devices/system/cpu"), "cpu");
         let mut cores = BTreeSet::new();
         // Threads of one core count the same events.
         let of_cores = cpus.iter().filter(|cpu| core(cpu).is_none_or(|core| cores.insert(core)));
         let throttled = existing(of_cores.map(|cpu| cpu.join("thermal_throttle/core_throttle_count")));
+        let source = |kind, severity, files| Source { kind, severity, files };
         Self {
             sources: vec![
-                Source { kind: "memory", severity: "corrected", files: of_controllers("ce_count") },
-                Source { kind: "memory", severity: "uncorrected", files: of_controllers("ue_count") },
-                Source { kind: "thermal", severity: "throttled", files: throttled },
+                source("memory", "corrected", of_controllers("ce_count")),
+                source("memory", "uncorrected", of_controllers("ue_count")),
+                source("pcie", "corrected", of_ports("aer_rootport_total_err_cor")),
+                source("pcie", "nonfatal", of_ports("aer_rootport_total_err_nonfatal")),
+                source("pcie", "fatal", of_ports("aer_rootport_total_err_fatal")),
+                source("thermal", "throttled", throttled),
             ],
         }
     }
@@ -110,20 +118,23 @@ mod tests {
     fn controllers_and_cores_add_up_and_threads_of_a_core_count_once() {
         let sys = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
-            let path = sys.path().join("devices/system").join(path);
+            let path = sys.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
         for (controller, corrected, uncorrected) in [("mc0", "3\n", "0\n"), ("mc1", "4\n", "1\n")] {
-            write(&format!("edac/mc/{controller}/ce_count"), corrected);
-            write(&format!("edac/mc/{controller}/ue_count"), uncorrected);
+            write(&format!("devices/system/edac/mc/{controller}/ce_count"), corrected);
+            write(&format!("devices/system/edac/mc/{controller}/ue_count"), uncorrected);
         }
         for (cpu, core, count) in [(0, "0", "5"), (1, "1", "7"), (2, "0", "5"), (3, "1", "7")] {
-            write(&format!("cpu/cpu{cpu}/topology/core_id"), core);
-            write(&format!("cpu/cpu{cpu}/topology/physical_package_id"), "0");
-            write(&format!("cpu/cpu{cpu}/thermal_throttle/core_throttle_count"), count);
+            write(&format!("devices/system/cpu/cpu{cpu}/topology/core_id"), core);
+            write(&format!("devices/system/cpu/cpu{cpu}/topology/physical_package_id"), "0");
+            write(&format!("devices/system/cpu/cpu{cpu}/thermal_throttle/core_throttle_count"), count);
         }
-        write("cpu/cpuidle/x", "");
+        write("devices/system/cpu/cpuidle/x", "");
+        for (port, count) in [("0000:00:01.0", "2"), ("0000:00:02.0", "6")] {
+            write(&format!("bus/pci/devices/{port}/aer_rootport_total_err_nonfatal"), count);
+        }
         let paths = Paths { sysfs: sys.path().to_owned(), ..Paths::default() };
         let (mut hardware, mut host) = (Hardware::new(&paths), Host::new(&paths, 1));
         let mut read = || {
@@ -133,9 +144,16 @@ mod tests {
             series.map(|it| (it.labels[1].to_string(), it.value.clone())).collect::<Vec<_>>()
         };
         let told = |severity: &str, count| (severity.to_owned(), Value::Count(count));
-        assert_eq!(read(), [told("corrected", 7), told("uncorrected", 1), told("throttled", 12)]);
+        assert_eq!(
+            read(),
+            [told("corrected", 7), told("uncorrected", 1), told("nonfatal", 8), told("throttled", 12)]
+        );
         fs::remove_file(sys.path().join("devices/system/edac/mc/mc1/ce_count")).unwrap();
-        assert_eq!(read(), [told("uncorrected", 1), told("throttled", 12)], "half a sum would go back");
+        assert_eq!(
+            read(),
+            [told("uncorrected", 1), told("nonfatal", 8), told("throttled", 12)],
+            "half a sum would go back"
+        );
     }
 
     #[test]
