@@ -18,6 +18,18 @@ rounds=${ROUNDS:-8} seconds_busy=${SECONDS_BUSY:-30} scrapes=${SCRAPES:-10}
 trap 'drop_containers; clean_up' EXIT
 trap 'exit 130' INT TERM
 
+# Starts bpftrace's run-queue histogram, which knows no containers, and waits until it measures.
+start_peer() {
+	local script deadline=$((SECONDS + 30))
+	script=$(command -v runqlat.bt) || return
+	bpftrace -B line "$script" >"$work/peer.log" 2>&1 </dev/null &
+	running+=($!)
+	until grep --quiet Tracing "$work/peer.log"; do
+		kill -0 "${running[-1]}" 2>/dev/null && [ $SECONDS -lt $deadline ] || return
+		sleep 0.1
+	done
+}
+
 bench_switches() {
 	local cpu=$(($(nproc) - 1)) round trips=150000
 	for ((round = 0; round < rounds; round++)); do
@@ -32,12 +44,21 @@ bench_switches() {
 		"$work/pingpong" $trips $cpu >>"$work/with"
 		stop_all
 		"$work/pingpong" $trips $cpu >>"$work/without"
+		if start_peer; then "$work/pingpong" $trips $cpu >>"$work/peer"; fi
+		stop_all
 	done
 	row "context switch without kpulse, least" "$(minimum "$work/without")" ns ""
-	row "  added by the run-queue metric, by least" "$(added minimum)" ns 150
-	row "  added by the run-queue metric, by median" "$(added median)" ns ""
+	row "  added by the run-queue metric, by least" "$(added minimum with)" ns 150
+	row "  added by the run-queue metric, by median" "$(added median with)" ns ""
+	if [ -s "$work/peer" ]; then
+		row "  added by bpftrace's runqlat.bt, by least" "$(added minimum peer)" ns ""
+		row "  added by bpftrace's runqlat.bt, by median" "$(added median peer)" ns ""
+	else
+		echo "bench: bpftrace is not here, so the run-queue metric stands alone" >&2
+	fi
 }
-added() { awk -v with="$("$1" "$work/with")" -v without="$("$1" "$work/without")" 'BEGIN { printf "%.0f\n", with - without }'; }
+# added minimum|median FILE: nanoseconds more than without.
+added() { awk -v with="$("$1" "$work/$2")" -v without="$("$1" "$work/without")" 'BEGIN { printf "%.0f\n", with - without }'; }
 
 bench_sizes() {
 	local binary
