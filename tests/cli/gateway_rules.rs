@@ -98,13 +98,15 @@ fn a_filter_that_cannot_be_read_is_refused_at_its_column() {
 fn a_probe_that_is_off_by_default_is_switched_on_by_its_name() {
     let gateway = Gateway::new();
     let file = gateway.state.path().join("config.yaml");
-    fs::write(&file, "probes: {receive: true, softirq: false}\n").unwrap();
+    fs::write(&file, "probes: {receive: true, socket_wait: true, softirq: false}\n").unwrap();
     let flag = format!("--config.file={}", file.display());
     let (mut default, mut by_file, mut by_variable) =
         (gateway.command("check"), gateway.command("check"), gateway.command("check"));
     by_file.arg(flag);
     by_variable.env("KPULSE_GATEWAY__PROBES__RECEIVE", "true");
-    for (check, off) in [(&mut default, "receive"), (&mut by_file, "softirq"), (&mut by_variable, "")] {
+    for (check, off) in
+        [(&mut default, "receive socket_wait"), (&mut by_file, "softirq"), (&mut by_variable, "socket_wait")]
+    {
         let table = run(check).stdout;
         let lines = table.lines().filter(|line| line.contains("turned off by the configuration"));
         let names: Vec<_> = lines.filter_map(|line| line.split_whitespace().next()).collect();

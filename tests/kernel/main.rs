@@ -46,7 +46,7 @@ use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Samples, Value};
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::{
-    EventStream, Fact, Host, LoadOptions, Loader, Probe, ProbeSet, ProbeState, Want, probes,
+    EventStream, Fact, Host, LoadOptions, Loader, Probe, ProbeSet, ProbeState, ProbeStatus, Want, probes,
 };
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
