@@ -18,11 +18,12 @@ rounds=${ROUNDS:-8} seconds_busy=${SECONDS_BUSY:-30} scrapes=${SCRAPES:-10}
 trap 'drop_containers; clean_up' EXIT
 trap 'exit 130' INT TERM
 
-# Starts bpftrace's run-queue histogram, which knows no containers, and waits until it measures.
+# Starts bpftrace's run-queue histogram, which knows no containers, and waits until it measures. Its script needs a
+# header for one constant, which does not compile everywhere.
 start_peer() {
 	local script deadline=$((SECONDS + 30))
 	script=$(command -v runqlat.bt) || return
-	bpftrace -B line "$script" >"$work/peer.log" 2>&1 </dev/null &
+	bpftrace -B line -e "$(sed '/^#/d; s/TASK_RUNNING/0/' "$script")" >"$work/peer.log" 2>&1 </dev/null &
 	running+=($!)
 	until grep --quiet Tracing "$work/peer.log"; do
 		kill -0 "${running[-1]}" 2>/dev/null && [ $SECONDS -lt $deadline ] || return
@@ -36,7 +37,8 @@ bench_switches() {
 		echo "bench: context switches, round $((round + 1)) of $rounds" >&2
 		"$work/pingpong" $trips $cpu >>"$work/without" || return
 		exporter --collector.disable-defaults --collector.runqueue_latency || return
-		curl --silent "$url" >"$work/metrics"
+		# For one second in thirty the kernel counts runs, which costs more than the probe: the first is over then.
+		probe_page "$work/metrics" || return
 		if ! grep -q '^kpulse_runqueue_latency_seconds_bucket' "$work/metrics"; then
 			echo "the run-queue metric is not active here" >>"$work/log"
 			return 1
