@@ -38,7 +38,8 @@ const SPOOL_BYTES_MAX: MetricDef =
     MetricDef::gauge("kpulse_spool_capacity_bytes", "Size that the waiting events may have.", &[]);
 const SINK_BYTES: MetricDef =
     MetricDef::gauge("kpulse_sink_bytes", "Size of what the sink holds on disk.", &[Label::Named("sink")]);
-const SINK_UP: MetricDef =
+/// Told by whoever writes to a sink.
+pub const SINK_UP: MetricDef =
     MetricDef::gauge("kpulse_sink_up", "Whether the sink took the last batch.", &[Label::Named("sink")]);
 const RETRIES: MetricDef = MetricDef::counter(
     "kpulse_sink_retries_total",

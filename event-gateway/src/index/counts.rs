@@ -1,5 +1,6 @@
 //! What became of the records that were read.
 
+use crate::metrics::SINK_UP;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -121,8 +122,6 @@ const LAG: MetricDef = MetricDef::gauge(
     "Records in Kafka behind the committed offset, by partition of this member.",
     &[Label::Named("partition")],
 );
-const UP: MetricDef =
-    MetricDef::gauge("kpulse_sink_up", "Whether the sink took the last batch.", &[Label::Named("sink")]);
 
 /// Adds all families.
 pub fn samples(state: &State, kafka_error: Option<&str>, out: &mut Samples) {
@@ -151,6 +150,6 @@ pub fn samples(state: &State, kafka_error: Option<&str>, out: &mut Samples) {
     }
     out.histogram(&BULK_TIME, &[], state.bulk_time.clone());
     out.histogram(&END_TO_END, &[], state.end_to_end.clone());
-    out.count(&UP, &["elasticsearch"], u64::from(state.error.is_none()));
-    out.count(&UP, &["kafka"], u64::from(kafka_error.is_none()));
+    out.count(&SINK_UP, &["elasticsearch"], u64::from(state.error.is_none()));
+    out.count(&SINK_UP, &["kafka"], u64::from(kafka_error.is_none()));
 }
