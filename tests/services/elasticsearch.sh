@@ -29,26 +29,9 @@ arrange() {
 jars "$INSTALLED" "$(dependency org.elasticsearch elasticsearch $VERSION)$(dependency org.elasticsearch.plugin transport-netty4 $VERSION)"
 [ "$1" != install ] || exit 0
 
-mkdir -p "$1"
-folder=$(realpath "$1") port=$2 transport=$3
+node elasticsearch "$1" "$2" "$3"
 shift 3
-mkdir -p "$folder"/{config,data,logs,tmp,plugins,lib}
 ln -sfn "$INSTALLED/modules" "$folder/modules"
-cp "$HERE/log4j2.properties" "$folder/config/"
-cat >"$folder/config/elasticsearch.yml" <<-END
-	cluster.name: tests
-	node.name: tests
-	discovery.type: single-node
-	network.host: 127.0.0.1
-	http.port: $port
-	transport.port: $transport
-	path.data: $folder/data
-	path.logs: $folder/logs
-	node.processors: 2
-	cluster.routing.allocation.disk.threshold_enabled: false
-	indices.memory.index_buffer_size: 32mb
-END
-export TMPDIR=$folder/tmp
 jvm 384m -Djava.io.tmpdir="$folder/tmp" -Djava.security.manager=allow -Des.path.home="$folder" -Des.path.conf="$folder/config" \
 	-Des.networkaddress.cache.ttl=60 -Dio.netty.noUnsafe=true -Dio.netty.allocator.type=unpooled \
 	-Dlog4j.shutdownHookEnabled=false -Dlog4j2.disable.jmx=true --add-opens=java.base/java.io=ALL-UNNAMED \

@@ -40,3 +40,28 @@ jvm() {
 	exec java -Xms64m "-Xmx$heap" -XX:MaxDirectMemorySize=128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData \
 		-Xshare:auto "$@" 9>&- >&2
 }
+
+# node NAME FOLDER PORT TRANSPORT_PORT: arranges one node in FOLDER, whose whole path is in $folder then, with its settings
+# in config/NAME.yml.
+node() {
+	local name=$1
+	shift
+	mkdir -p "$1"
+	folder=$(realpath "$1")
+	mkdir -p "$folder"/{config,data,logs,tmp,plugins,lib}
+	cp "$HERE/log4j2.properties" "$folder/config/"
+	export TMPDIR=$folder/tmp
+	cat >"$folder/config/$name.yml" <<-END
+		cluster.name: tests
+		node.name: tests
+		discovery.type: single-node
+		network.host: 127.0.0.1
+		http.port: $2
+		transport.port: $3
+		path.data: $folder/data
+		path.logs: $folder/logs
+		node.processors: 2
+		cluster.routing.allocation.disk.threshold_enabled: false
+		indices.memory.index_buffer_size: 32mb
+	END
+}

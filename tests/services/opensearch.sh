@@ -17,25 +17,9 @@ arrange() {
 jars "$INSTALLED" "$(dependency org.opensearch opensearch $VERSION)$(dependency org.opensearch.plugin transport-netty4-client $VERSION)$(dependency org.apache.logging.log4j log4j-core 2.25.5)"
 [ "$1" != install ] || exit 0
 
-mkdir -p "$1"
-folder=$(realpath "$1") port=$2 transport=$3
+node opensearch "$1" "$2" "$3"
 shift 3
-mkdir -p "$folder"/{config,data,logs,tmp,modules,plugins,lib}
-cp "$HERE/log4j2.properties" "$folder/config/"
-cat >"$folder/config/opensearch.yml" <<-END
-	cluster.name: tests
-	node.name: tests
-	discovery.type: single-node
-	network.host: 127.0.0.1
-	http.port: $port
-	transport.port: $transport
-	path.data: $folder/data
-	path.logs: $folder/logs
-	node.processors: 2
-	cluster.routing.allocation.disk.threshold_enabled: false
-	indices.memory.index_buffer_size: 32mb
-END
-export TMPDIR=$folder/tmp
+mkdir -p "$folder/modules"
 jvm 384m -Djava.io.tmpdir="$folder/tmp" -Djava.security.manager=allow -Dopensearch.path.home="$folder" \
 	-Dopensearch.path.conf="$folder/config" -Dopensearch.networkaddress.cache.ttl=60 -Dio.netty.noUnsafe=true \
 	-Dio.netty.allocator.type=unpooled -Dlog4j.shutdownHookEnabled=false -Dlog4j2.disable.jmx=true \
