@@ -11,6 +11,7 @@ use super::pages::Pages;
 use super::ranges::Ranges;
 use crate::aggregate::Losses;
 use anyhow::Context;
+use kpulse_common::clock::monotonic_ns;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Mapping, Page, Process, UnwindTables, limits};
 use kpulse_symbolize::process::{Identity, Processes};
 use std::collections::{HashMap, HashSet};
@@ -308,12 +309,4 @@ impl Tables {
     fn refuse(&mut self, why: &'static str) {
         *self.refused.entry(why).or_default() += 1;
     }
-}
-
-/// The clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes to the given place, which lives through it.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
