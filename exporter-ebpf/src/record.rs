@@ -22,13 +22,15 @@ pub struct Decoded {
     pub kind: Option<&'static str>,
     /// Where the task was in its own code, where it was the current one.
     pub user_stack: Option<UserStack>,
+    /// Whether nothing can work on top of that task where the record is made, as at the end of its system call.
+    pub is_in_call: bool,
 }
 
 impl Decoded {
     /// A header with the probe's fields.
     pub fn new(header: Header, body: &impl Serialize) -> Result<Self, ProbeError> {
         let body = serde_json::to_value(body).map_err(|error| ProbeError::Layout(error.to_string()))?;
-        Ok(Self { header, body, place: None, kind: None, user_stack: None })
+        Ok(Self { header, body, place: None, kind: None, user_stack: None, is_in_call: false })
     }
 
     /// The same with what the record says of the task's own code.
@@ -38,6 +40,12 @@ impl Decoded {
         let space = AddressSpace { code: raw.code, stack: raw.stack };
         self.user_stack = (!frames.is_empty()).then_some(UserStack { pid: raw.tgid, space, frames });
         self
+    }
+
+    /// The same with the user stack of who made the system call that ends.
+    #[must_use]
+    pub fn with_stack_of_call(self, raw: &abi::user_stack) -> Self {
+        Self { is_in_call: true, ..self.with_user_stack(raw) }
     }
 }
 

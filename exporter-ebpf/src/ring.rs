@@ -247,7 +247,7 @@ impl Ring {
     }
 
     fn fact(&mut self, decoded: Decoded, symbols: &mut KernelSymbols) -> Fact {
-        let Decoded { header, mut body, place, kind, user_stack } = decoded;
+        let Decoded { header, mut body, place, kind, user_stack, is_in_call } = decoded;
         let mut addresses = header.stack.clone();
         addresses.extend(place.map(|(_, address)| address));
         let mut kernel_stack = symbols.names(&addresses);
@@ -255,7 +255,8 @@ impl Ring {
             body[field] = name.into();
         }
         kernel_stack.truncate(header.stack.len());
-        let user_stack = user_stack.filter(|_| is_of_the_task(&kernel_stack, self.in_interrupt));
+        let user_stack =
+            user_stack.filter(|_| is_in_call || is_of_the_task(&kernel_stack, self.in_interrupt));
         kernel_stack.drain(..own_frames(&kernel_stack, self.in_interrupt));
         Fact {
             probe: self.probe,

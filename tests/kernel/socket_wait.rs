@@ -59,6 +59,8 @@ fn ns(time: Duration) -> u64 {
 /// Whose call it was, which one, and that its value is one that the caller's own clock allows.
 fn assert_call(fact: &Fact, pid: u64, call: &str, [least, most]: [u64; 2]) {
     assert_eq!((u64::from(fact.pid), &fact.body["call"]), (pid, &call.into()), "{fact:?}");
+    assert_eq!(fact.kernel_stack, [""; 0]);
+    assert_user_stack(fact, fact.pid);
     let value = fact.value_ns.expect("it is a duration");
     assert!((least..=most).contains(&value), "{value} ns, not of {least} to {most}: {fact:?}");
     assert_eq!(fact.threshold_ns, Some(ns(MIN)));

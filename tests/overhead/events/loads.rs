@@ -85,6 +85,14 @@ pub const LOADS: &[Load] = &[
         arm: |thresholds| thresholds.receive.min_to_socket = SHORTEST,
         ..load("receive", "a stream to its socket", &["tcp_probe"], network::stream)
     },
+    Load {
+        arm: |thresholds| thresholds.socket_wait.min_send = SHORTEST,
+        ..load("socket_wait", "a stream that is sent", &["sys_exit_sendto"], network::stream)
+    },
+    Load {
+        arm: |thresholds| thresholds.socket_wait.min_receive = SHORTEST,
+        ..load("socket_wait", "a stream that is read", &["sys_exit_recvfrom"], network::stream)
+    },
     load("tcp_connect", "connections", &["inet_sock_set_state"], network::connections),
     load("tcp_reset", "closing with unread data", &["tcp_send_reset", "tcp_receive_reset"], network::resets),
     load("tcp_retransmit", "a stream with losses", &["tcp_retransmit_skb"], network::losses),
@@ -146,6 +154,8 @@ fn set_times(thresholds: &mut Thresholds, time: Duration) {
         &mut thresholds.receive.min_to_user,
         &mut thresholds.receive.min_to_socket,
         &mut thresholds.tcp_connect.min_handshake,
+        &mut thresholds.socket_wait.min_send,
+        &mut thresholds.socket_wait.min_receive,
     ] {
         *field = time;
     }

@@ -156,7 +156,8 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let (header, call) = (Header::from(&record.header), Call::of(&record));
     if record.call >= abi::CALL_READ {
         let body = Receive { call, call_ns: record.call_ns, received_bytes: known(record.moved_bytes) };
-        return Ok(Decoded { kind: Some("socket_receive_slow"), ..Decoded::new(header, &body)? });
+        let decoded = Decoded { kind: Some("socket_receive_slow"), ..Decoded::new(header, &body)? };
+        return Ok(decoded.with_stack_of_call(&record.user));
     }
     let body = Send {
         call,
@@ -165,7 +166,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         errno: (record.error != 0).then_some(record.error),
         sent_bytes: known(record.moved_bytes),
     };
-    Decoded::new(header, &body)
+    Ok(Decoded::new(header, &body)?.with_stack_of_call(&record.user))
 }
 
 #[cfg(test)]

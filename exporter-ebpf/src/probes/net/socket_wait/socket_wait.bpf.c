@@ -105,9 +105,11 @@ static __always_inline __u64 current_cgroup_id(void)
 	return read_task_cgroup_id((struct task_struct *)bpf_get_current_task(), cpu_cgrp_id);
 }
 
-static __always_inline void fill(struct socket_wait_record *record, struct sock *sk, __u32 call, bool is_tcp)
+static __always_inline void fill(void *context, struct socket_wait_record *record, struct sock *sk, __u32 call,
+				 bool is_tcp)
 {
 	header_current_task(&record->header);
+	take_user_stack(context, &record->user);
 	record->call = call;
 	record->is_tcp = is_tcp;
 	record->send_queue_bytes = send_queue_bytes(sk, is_tcp);
@@ -158,7 +160,7 @@ static __always_inline void fill_peer(struct flow *flow, struct send *send)
 	}
 }
 
-static __always_inline void tell_send(struct send *send, __u64 call_ns, __s64 result)
+static __always_inline void tell_send(struct call_ends *context, struct send *send, __u64 call_ns)
 {
 	struct socket_wait_record *record = ring_reserve(sizeof(*record), current_cgroup_id(), THRESHOLD_SEND, call_ns);
 	struct sock *sk = (void *)send->sk;
@@ -166,10 +168,10 @@ static __always_inline void tell_send(struct send *send, __u64 call_ns, __s64 re
 
 	if (!record)
 		return;
-	fill(record, sk, send->call, send->is_tcp);
+	fill(context, record, sk, send->call, send->is_tcp);
 	record->call_ns = call_ns;
 	record->asked_bytes = asked_bytes(send->call, send->data, send->count);
-	fill_result(record, send->data, result);
+	fill_result(record, send->data, context->result);
 	record->receive_queue_bytes = receive_queue_bytes(sk);
 	record->rwnd_limited_ns = record->sndbuf_limited_ns = UNKNOWN_U64;
 	flow_of_socket(&record->flow, sk);
@@ -248,7 +250,7 @@ int send_ends(struct call_ends *context)
 		return 0;
 	__u64 call_ns = bpf_ktime_get_ns() - send->begin_ns;
 	if (may_tell(THRESHOLD_SEND, call_ns))
-		tell_send(send, call_ns, context->result);
+		tell_send(context, send, call_ns);
 	bpf_map_delete_elem(&sends, &tid);
 	return 0;
 }
@@ -314,17 +316,17 @@ int recvmmsg_begins(struct call_begins *context)
 	return receive_begins(context, CALL_RECVMMSG, context->arguments[3]);
 }
 
-static __always_inline void tell_receive(struct receive *receive, __s64 result)
+static __always_inline void tell_receive(struct call_ends *context, struct receive *receive)
 {
 	struct socket_wait_record *record =
 		ring_reserve(sizeof(*record), current_cgroup_id(), THRESHOLD_RECEIVE, receive->waited_ns);
 
 	if (!record)
 		return;
-	fill(record, (struct sock *)receive->sk, receive->call, receive->is_tcp);
+	fill(context, record, (struct sock *)receive->sk, receive->call, receive->is_tcp);
 	record->call_ns = bpf_ktime_get_ns() - receive->begin_ns;
 	record->asked_bytes = asked_bytes(receive->call, receive->data, receive->count);
-	fill_result(record, receive->data, result);
+	fill_result(record, receive->data, context->result);
 	record->receive_queue_bytes = receive->queue_bytes;
 	record->rwnd_limited_ns = record->sndbuf_limited_ns = UNKNOWN_U64;
 	record->flow = receive->flow;
@@ -341,7 +343,7 @@ int receive_ends(struct call_ends *context)
 		return 0;
 	/* Of a stream, nothing is its end; a datagram may be empty. */
 	if (context->result > 0 || (!context->result && !receive->is_tcp))
-		tell_receive(receive, context->result);
+		tell_receive(context, receive);
 	bpf_map_delete_elem(&receives, &tid);
 	return 0;
 }

@@ -23,6 +23,7 @@
 
 struct socket_wait_record {
 	struct record_header header; /* the task whose call it is */
+	struct user_stack user;
 	__u64 call_ns; /* time from its beginning to its end */
 	__u64 asked_bytes; /* UNKNOWN_U64 for several messages, or where the task's memory cannot be read */
 	__u64 moved_bytes; /* UNKNOWN_U64 when the call failed */
@@ -38,6 +39,6 @@ struct socket_wait_record {
 	__u32 is_tcp;
 	struct flow flow; /* in the direction of the data */
 };
-_Static_assert(sizeof(struct socket_wait_record) == 448, "Rust reads this layout");
+_Static_assert(sizeof(struct socket_wait_record) == 728, "Rust reads this layout");
 
 #endif
