@@ -89,6 +89,8 @@ struct css_set {
 
 struct cfs_rq {
 	struct rq *rq;
+	__u64 throttled_clock_self_time;
+	__u64 throttled_clock_pelt_time;
 };
 
 struct rq {

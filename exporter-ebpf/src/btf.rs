@@ -63,6 +63,12 @@ impl KernelTypes {
     pub fn enumeration(&self, name: &str) -> Option<&BTreeMap<u64, String>> {
         self.enums.get(name)
     }
+
+    /// Those of its members whose names begin so, without that beginning; none when this kernel does not have it.
+    pub fn members<'a>(&'a self, name: &str, prefix: &'a str) -> impl Iterator<Item = (u64, &'a str)> {
+        let members = self.enumeration(name).into_iter().flatten();
+        members.filter_map(move |(&number, name)| Some((number, name.strip_prefix(prefix)?)))
+    }
 }
 
 fn members_of(

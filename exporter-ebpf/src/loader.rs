@@ -25,8 +25,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 /// Kernel enumerations that probes name numbers by.
-const ENUMERATIONS: [&str; 6] = [
+const ENUMERATIONS: [&str; 7] = [
     "skb_drop_reason",
+    "compact_result",
     "qdisc_drop_reason",
     "sk_rst_reason",
     "hw_event_mc_err_type",

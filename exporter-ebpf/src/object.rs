@@ -82,6 +82,7 @@ fn sizes(probe: &Probe, options: &LoadOptions) -> BTreeMap<&'static str, u32> {
     if options.want != Want::Events && !probe.events.is_empty() {
         // The smallest that the kernel makes: nothing will be in them.
         sizes.extend([("events", page_bytes()), ("cgroup_policy", 1)]);
+        sizes.extend(probe.of_events.iter().map(|&map| (map, 1)));
     }
     sizes
 }

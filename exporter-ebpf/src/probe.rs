@@ -92,6 +92,8 @@ pub struct Probe {
     pub controller: &'static str,
     /// Maps whose capacity is `container_max` times this factor.
     pub sized_by_containers: &'static [(&'static str, u32)],
+    /// Maps that only processes which want events fill.
+    pub of_events: &'static [&'static str],
     /// `const volatile __u64` variables that depend on the machine.
     pub globals: fn() -> Globals,
     /// From which values its events are told, in the order of its header's `THRESHOLD_…`.
@@ -132,6 +134,7 @@ impl Probe {
         tail_calls: &[],
         controller: "cpu",
         sized_by_containers: &[],
+        of_events: &[],
         globals: Vec::new,
         thresholds: |_| Vec::new(),
         rule: None,

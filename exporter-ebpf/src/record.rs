@@ -18,6 +18,8 @@ pub struct Decoded {
     pub body: serde_json::Value,
     /// A kernel address in the body that wants a name, as (field, address).
     pub place: Option<(&'static str, u64)>,
+    /// The field that names the function which sleeps, of a stack that its task slept on.
+    pub slept_in: Option<&'static str>,
     /// Which of the probe's kinds it is; `None` for the first.
     pub kind: Option<&'static str>,
     /// Where the task was in its own code, where it was the current one.
@@ -30,7 +32,15 @@ impl Decoded {
     /// A header with the probe's fields.
     pub fn new(header: Header, body: &impl Serialize) -> Result<Self, ProbeError> {
         let body = serde_json::to_value(body).map_err(|error| ProbeError::Layout(error.to_string()))?;
-        Ok(Self { header, body, place: None, kind: None, user_stack: None, is_in_call: false })
+        Ok(Self {
+            header,
+            body,
+            place: None,
+            slept_in: None,
+            kind: None,
+            user_stack: None,
+            is_in_call: false,
+        })
     }
 
     /// The same with what the record says of the task's own code.

@@ -247,7 +247,7 @@ impl Ring {
     }
 
     fn fact(&mut self, decoded: Decoded, symbols: &mut KernelSymbols) -> Fact {
-        let Decoded { header, mut body, place, kind, user_stack, is_in_call } = decoded;
+        let Decoded { header, mut body, place, slept_in, kind, user_stack, is_in_call } = decoded;
         let mut addresses = header.stack.clone();
         addresses.extend(place.map(|(_, address)| address));
         let mut kernel_stack = symbols.names(&addresses);
@@ -255,6 +255,10 @@ impl Ring {
             body[field] = name.into();
         }
         kernel_stack.truncate(header.stack.len());
+        let sleeps = header.stack.iter().position(|&address| !symbols.is_scheduler(address));
+        if let (Some(field), Some(name)) = (slept_in, sleeps.and_then(|frame| kernel_stack.get(frame))) {
+            body[field] = name.clone().into();
+        }
         let user_stack =
             user_stack.filter(|_| is_in_call || is_of_the_task(&kernel_stack, self.in_interrupt));
         kernel_stack.drain(..own_frames(&kernel_stack, self.in_interrupt));

@@ -43,6 +43,12 @@ impl KernelSymbols {
         }
         addresses.iter().map(|&address| self.functions.name(address).unwrap_or(UNKNOWN).to_owned()).collect()
     }
+
+    /// Whether the address is of a function that only puts tasks to sleep: the kernel has them in a section of its own.
+    /// Of the table that the names came from.
+    pub fn is_scheduler(&self, address: u64) -> bool {
+        self.functions.scheduler.contains(&address)
+    }
 }
 
 /// Address ranges of kernel functions, in the order of `wanted`; those that are not there are left out.
@@ -63,6 +69,8 @@ struct Functions {
     starts: Vec<(u64, u32)>,
     /// Names, each ended by a line feed.
     names: String,
+    /// The functions between the kernel's marks of the scheduler.
+    scheduler: Range<u64>,
 }
 
 impl Functions {
@@ -74,6 +82,8 @@ impl Functions {
             line.clear();
         }
         functions.starts.sort_unstable();
+        let mark = |name| functions.ranges(name).next().map_or(0, |range| range.start);
+        functions.scheduler = mark("__sched_text_start")..mark("__sched_text_end");
         functions.starts.shrink_to_fit();
         functions.names.shrink_to_fit();
         Ok(functions)

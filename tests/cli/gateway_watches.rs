@@ -11,6 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
+use std::time::Duration;
 
 /// A tenth of a CPU, in periods of a fiftieth of a second.
 const QUOTA_US: u64 = 2_000;
@@ -24,11 +25,7 @@ fn process_in(container: &Cgroup, script: &str) -> Service {
 }
 
 fn limit(container: &Cgroup) -> io::Result<()> {
-    if container.is_v1() {
-        container.set("cpu.cfs_period_us", &PERIOD_US.to_string())?;
-        return container.set("cpu.cfs_quota_us", &QUOTA_US.to_string());
-    }
-    container.set("cpu.max", &format!("{QUOTA_US} {PERIOD_US}"))
+    container.set_cpu_quota(Duration::from_micros(QUOTA_US), Duration::from_micros(PERIOD_US))
 }
 
 #[test]

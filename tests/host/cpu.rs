@@ -92,12 +92,7 @@ fn a_quota_shows_in_periods_and_in_time() {
     let exporter = Exporter::start(&["cpu"]);
     let cgroup = Cgroup::container("cpu", 0x48_0002).unwrap();
     let id = Cgroup::id(0x48_0002);
-    let limited = if cgroup.is_v1() {
-        cgroup.set("cpu.cfs_quota_us", "5000")
-    } else {
-        cgroup.set("cpu.max", "5000 100000")
-    };
-    if let Err(error) = limited {
+    if let Err(error) = cgroup.set_cpu_quota(Duration::from_millis(5), Duration::from_millis(100)) {
         return skip("a_quota_shows", &format!("this kernel sets no CPU quota: {error}"));
     }
     let began = std::time::Instant::now();

@@ -80,6 +80,11 @@ fn a_container_that_wants_huge_pages_compacts_memory() {
     assert_eq!(ours.len() as u64, measured.count(), "each call is told once");
     assert!(ours.iter().any(|fact| fact.body["order"] == 9), "a huge page is 2^9 pages: {ours:?}");
     assert!(ours.iter().all(|fact| fact.kind == "compaction" && !fact.kernel_stack.is_empty()));
+    // Of the kernel's words, those that an attempt may end with.
+    const RESULTS: [&str; 7] =
+        ["SKIPPED", "DEFERRED", "NO_SUITABLE_PAGE", "COMPLETE", "PARTIAL_SKIPPED", "CONTENDED", "SUCCESS"];
+    let has_result = |fact: &&Fact| fact.body["result"].as_str().is_some_and(|word| RESULTS.contains(&word));
+    assert!(ours.iter().all(has_result), "{ours:?}");
     ours.iter().for_each(|fact| assert_user_stack(fact, fact.pid));
     assert_sum_closes(telling, &mut events, facts.len());
 }

@@ -111,6 +111,9 @@ fn a_long_reclaim_is_an_event_of_the_task_that_allocated() {
         assert_user_stack(fact, pid);
         assert_eq!(fact.cgroup, Some(container.cgroup_id()));
         assert_eq!(fact.body["kind"], "memcg");
+        let [scanned, reclaimed] =
+            ["scanned_pages", "reclaimed_pages"].map(|field| fact.body[field].as_u64().expect("it is there"));
+        assert!(scanned > 0 && scanned >= reclaimed, "{fact:?}");
         assert!(
             fact.kernel_stack.iter().any(|function| function.contains("mem_cgroup")),
             "{:?}",

@@ -184,6 +184,43 @@ fn a_long_wait_is_an_event_with_its_occupant_and_a_short_one_is_none() {
     assert_sum_closes(set, &mut events, 0);
 }
 
+/// Waits of a container under load whose quota is so many milliseconds in each hundred, if it has one: their time, and
+/// how much of it a quota is told to have held its tasks back.
+fn waits(number: u32, quota_ms: Option<u64>) -> Option<[u64; 2]> {
+    let container = Cgroup::container("cpu", number).expect("a cgroup can be made");
+    if let Some(quota_ms) = quota_ms {
+        container.set_cpu_quota(Duration::from_millis(quota_ms), Duration::from_millis(100)).ok()?;
+    }
+    let mut options = wanting(Want::Events);
+    options.thresholds.runqueue_latency.min_wait = Duration::from_millis(20);
+    let mut set = load(NAME, &options);
+    let mut events = set.take_events().expect("the rings open");
+    contend(&container);
+    let facts = drain_for(&mut events, Duration::from_millis(100));
+    let ours = facts.iter().filter(|fact| fact.cgroup == Some(container.cgroup_id()));
+    let sum = |[waited, throttled]: [u64; 2], fact: &Fact| {
+        let told =
+            fact.body["throttled_ns"].as_u64().unwrap_or_else(|| panic!("pinned tasks stay: {fact:?}"));
+        let value = fact.value_ns.expect("it is a duration");
+        assert!(told <= value, "{fact:?}");
+        [waited + value, throttled + told]
+    };
+    Some(ours.fold([0; 2], sum))
+}
+
+#[test]
+fn a_wait_tells_how_long_a_quota_held_the_task_back() {
+    needs_root!();
+    let Some([waited, throttled]) = waits(0xa6, Some(20)) else {
+        kpulse_tests::skip(module_path!(), "this kernel has no CPU quota");
+        return;
+    };
+    // Four spinners have 20 ms of each 100 together: what they wait for else is at most those.
+    assert!(throttled > waited / 2, "{throttled} ns of {waited}");
+    let [_, throttled] = waits(0xa7, None).expect("there is no quota to set");
+    assert_eq!(throttled, 0, "waiting for other tasks is no quota's doing");
+}
+
 #[test]
 fn the_rate_limit_keeps_back_and_counts() {
     needs_root!();

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A cgroup of one controller's hierarchy.
 pub struct Cgroup {
@@ -73,6 +74,16 @@ impl Cgroup {
     /// Writes one of its files.
     pub fn set(&self, file: &str, value: &str) -> io::Result<()> {
         fs::write(self.path.join(file), value)
+    }
+
+    /// Lets its tasks have so much CPU time in each period.
+    pub fn set_cpu_quota(&self, quota: Duration, period: Duration) -> io::Result<()> {
+        let [quota, period] = [quota, period].map(|time| time.as_micros());
+        if self.is_v1() {
+            self.set("cpu.cfs_period_us", &period.to_string())?;
+            return self.set("cpu.cfs_quota_us", &quota.to_string());
+        }
+        self.set("cpu.max", &format!("{quota} {period}"))
     }
 
     /// A number from one of its files, or from a line `key value` of it.

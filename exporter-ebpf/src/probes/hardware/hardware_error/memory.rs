@@ -17,10 +17,8 @@ const RESULT: u64 = 2;
 pub(super) fn names(types: &KernelTypes) -> Names {
     let mut names = Names::new();
     for (index, (enumeration, prefix)) in (0..).zip(ENUMERATIONS) {
-        for (&number, name) in types.enumeration(enumeration).into_iter().flatten() {
-            if let Some(name) = name.strip_prefix(prefix) {
-                names.insert(index << 32 | number, name.to_lowercase());
-            }
+        for (number, name) in types.members(enumeration, prefix) {
+            names.insert(index << 32 | number, name.to_lowercase());
         }
     }
     names

@@ -30,7 +30,7 @@ static __always_inline struct compaction_call *call_under_way(__u64 now_ns)
 	return call && now_ns - call->last_ns < CALL_GAP_U64 ? call : NULL;
 }
 
-static __always_inline void tell(void *context, struct compaction_call *call)
+static __always_inline void tell(void *context, struct compaction_call *call, __u32 result)
 {
 	struct compaction_record *record =
 		ring_reserve(sizeof(*record), call->cgroup_id, THRESHOLD_DURATION, call->sum_ns);
@@ -42,7 +42,7 @@ static __always_inline void tell(void *context, struct compaction_call *call)
 	header_kernel_stack(context, &record->header);
 	take_user_stack(context, &record->user);
 	record->order = call->order;
-	record->_pad = 0;
+	record->result = result;
 	bpf_ringbuf_submit(record, 0);
 }
 
@@ -78,8 +78,7 @@ int BPF_PROG(mm_compaction_begin)
 	return 0;
 }
 
-SEC("tp_btf/mm_compaction_end")
-int BPF_PROG(mm_compaction_end)
+static __always_inline int attempt_ends(void *context, __u32 result)
 {
 	__u32 tid = bpf_get_current_pid_tgid();
 	struct compaction_call *call = bpf_map_lookup_elem(&calls, &tid);
@@ -90,6 +89,20 @@ int BPF_PROG(mm_compaction_end)
 	call->sum_ns += call->last_ns - call->attempt_ns;
 	call->attempt_ns = 0;
 	if (!call->is_told && may_tell(THRESHOLD_DURATION, call->sum_ns))
-		tell(ctx, call);
+		tell(context, call, result);
 	return 0;
+}
+
+/* The zone's place took one argument more before 5.19 (abd4349ff9b8). */
+SEC("tp_btf/mm_compaction_end")
+int BPF_PROG(mm_compaction_end_of_pages, __u64 zone_start, __u64 migrate_pfn, __u64 free_pfn, __u64 zone_end, bool sync,
+	     int status)
+{
+	return attempt_ends(ctx, status);
+}
+
+SEC("tp_btf/mm_compaction_end")
+int BPF_PROG(mm_compaction_end, void *control, __u64 zone_start, __u64 zone_end, bool sync, int status)
+{
+	return attempt_ends(ctx, status);
 }

@@ -26,7 +26,7 @@ struct compaction_record {
 	struct record_header header; /* the task that allocates; the value is the time until then */
 	struct user_stack user;
 	__s32 order;
-	__u32 _pad;
+	__u32 result; /* of the last attempt: compact_result of the kernel */
 };
 _Static_assert(sizeof(struct compaction_record) == 616, "Rust reads this layout");
 

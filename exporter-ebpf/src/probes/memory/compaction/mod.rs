@@ -41,7 +41,13 @@ pub const PROBE: Probe = Probe {
             &[tp_btf("mm_compaction_try_to_compact_pages", "mm_compaction_try_to_compact_pages")],
         ),
         Hook::any("mm_compaction_begin", &[tp_btf("mm_compaction_begin", "mm_compaction_begin")]),
-        Hook::any("mm_compaction_end", &[tp_btf("mm_compaction_end", "mm_compaction_end")]),
+        Hook::any(
+            "mm_compaction_end",
+            &[
+                tp_btf("mm_compaction_end_of_pages", "mm_compaction_end"),
+                tp_btf("mm_compaction_end", "mm_compaction_end"),
+            ],
+        ),
     ],
     controller: "memory",
     sized_by_containers: &[("duration", 1)],
@@ -52,7 +58,10 @@ pub const PROBE: Probe = Probe {
         help: "An allocation had to move other pages out of the way itself, and that took long.",
         decode,
         body: schema_of::<Body>,
-        names: |_| Names::new(),
+        names: |types| {
+            let results = types.members("compact_result", "COMPACT_");
+            results.map(|(number, name)| (number, name.to_owned())).collect()
+        },
     }],
     collector: Some(|maps, kernel| {
         let duration: Table<u64, histogram> = maps.table("duration")?;
@@ -133,11 +142,14 @@ fn add(histogram: &mut Histogram, ns: u64) {
 struct Body {
     /// The allocation was for 2^order pages.
     order: i32,
+    /// How the attempt ended that reached the threshold, in the words of the running kernel (`enum compact_result`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<String>,
 }
 
-fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
+fn decode(bytes: &[u8], names: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::compaction_record = view(bytes)?;
-    let body = Body { order: record.order };
+    let body = Body { order: record.order, result: names.get(&record.result.into()).cloned() };
     Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))
 }
 
@@ -151,7 +163,8 @@ mod tests {
     #[test]
     fn a_real_record_decodes() {
         let json = include_str!("fixtures/compaction.json");
-        let decoded = assert_decodes(&PROBE.events[0], &Names::new(), HEX, json);
+        let names: Names = [(6, "PARTIAL_SKIPPED".to_owned())].into();
+        let decoded = assert_decodes(&PROBE.events[0], &names, HEX, json);
         assert!(!decoded.header.comm.is_empty() && !decoded.header.stack.is_empty());
         assert!(decoded.header.value_ns >= decoded.header.threshold_ns);
     }

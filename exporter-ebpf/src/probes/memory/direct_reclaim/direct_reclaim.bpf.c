@@ -75,10 +75,30 @@ static __always_inline int end(void *context, __u32 kind, __u64 reclaimed_pages)
 	header_kernel_stack(context, &record->header);
 	take_user_stack(context, &record->user);
 	record->reclaimed_pages = reclaimed_pages;
+	record->scanned_pages = call.scanned_pages;
 	record->target_cgroup_id = call.target_cgroup_id;
 	record->order = call.order;
 	record->kind = kind;
 	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+static __always_inline bool add_scanned(__u32 kind, __u64 pages)
+{
+	struct start_key key = { .tid = bpf_get_current_pid_tgid(), .kind = kind };
+	struct direct_reclaim_start *begun = bpf_map_lookup_elem(&start, &key);
+
+	if (begun)
+		begun->scanned_pages += pages;
+	return begun;
+}
+
+/* Once for some pages that were looked at together. A task is in one kind of call at a time. */
+SEC("tp_btf/mm_vmscan_lru_shrink_inactive")
+int BPF_PROG(lru_shrink_inactive, int node, unsigned long scanned)
+{
+	if (!add_scanned(KIND_MEMCG, scanned))
+		add_scanned(KIND_GLOBAL, scanned);
 	return 0;
 }
 

@@ -17,10 +17,11 @@ _Static_assert(sizeof(struct direct_reclaim_key) == 16, "Rust reads this layout"
 struct direct_reclaim_start {
 	__u64 ns;
 	__u64 target_cgroup_id; /* the memcg over its limit, since 7.x; else 0 */
+	__u64 scanned_pages; /* by now; for events only */
 	__s32 order;
 	__u32 _pad;
 };
-_Static_assert(sizeof(struct direct_reclaim_start) == 24, "Rust reads this layout");
+_Static_assert(sizeof(struct direct_reclaim_start) == 32, "Rust reads this layout");
 
 /* Threshold of the event policy. */
 #define THRESHOLD_DURATION 0
@@ -29,10 +30,11 @@ struct direct_reclaim_record {
 	struct record_header header; /* the task that reclaimed */
 	struct user_stack user;
 	__u64 reclaimed_pages;
+	__u64 scanned_pages;
 	__u64 target_cgroup_id;
 	__s32 order;
 	__u32 kind;
 };
-_Static_assert(sizeof(struct direct_reclaim_record) == 632, "Rust reads this layout");
+_Static_assert(sizeof(struct direct_reclaim_record) == 640, "Rust reads this layout");
 
 #endif

@@ -6,7 +6,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, InFlight, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Probe, Want};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, view};
 use kpulse_common::container::Identities;
@@ -56,6 +56,11 @@ pub const PROBE: Probe = Probe {
             "mm_vmscan_memcg_reclaim_end",
             &[tp_btf("memcg_reclaim_end", "mm_vmscan_memcg_reclaim_end")],
         ),
+        Hook::any(
+            "mm_vmscan_lru_shrink_inactive",
+            &[tp_btf("lru_shrink_inactive", "mm_vmscan_lru_shrink_inactive")],
+        )
+        .only(Want::Events),
     ],
     controller: "memory",
     sized_by_containers: &[("duration", abi::KINDS)],
@@ -122,6 +127,8 @@ struct Body {
     order: i32,
     /// Pages that it freed.
     reclaimed_pages: u64,
+    /// Pages that it took from the lists of those not used lately, and looked at.
+    scanned_pages: u64,
     /// The cgroup whose limit was reached, where the kernel says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     target_cgroup_id: Option<u64>,
@@ -133,6 +140,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         kind: kind(record.kind.into()),
         order: record.order,
         reclaimed_pages: record.reclaimed_pages,
+        scanned_pages: record.scanned_pages,
         target_cgroup_id: (record.target_cgroup_id != 0).then_some(record.target_cgroup_id),
     };
     Ok(Decoded::new(Header::from(&record.header), &body)?.with_user_stack(&record.user))

@@ -68,10 +68,8 @@ const NORMAL_FUNCTIONS: [&str; 16] = [
 pub(crate) fn names(types: &KernelTypes) -> Names {
     let mut names = Names::new();
     for (enumeration, prefix) in ENUMERATIONS {
-        for (&number, name) in types.enumeration(enumeration).into_iter().flatten() {
-            if let Some(name) = name.strip_prefix(prefix) {
-                names.entry(number).or_insert_with(|| name.to_owned());
-            }
+        for (number, name) in types.members(enumeration, prefix) {
+            names.entry(number).or_insert_with(|| name.to_owned());
         }
     }
     names

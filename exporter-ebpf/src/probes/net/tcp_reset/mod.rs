@@ -79,10 +79,8 @@ fn direction(number: u32) -> &'static str {
 
 /// Reasons have other numbers in every release: their names are the running kernel's.
 fn names(types: &KernelTypes) -> Names {
-    let reasons = types.enumeration("sk_rst_reason").into_iter().flatten();
-    reasons
-        .filter_map(|(&number, name)| Some((number, name.strip_prefix("SK_RST_REASON_")?.to_owned())))
-        .collect()
+    let reasons = types.members("sk_rst_reason", "SK_RST_REASON_");
+    reasons.map(|(number, name)| (number, name.to_owned())).collect()
 }
 
 fn reason(names: &Names, number: u32) -> Arc<str> {

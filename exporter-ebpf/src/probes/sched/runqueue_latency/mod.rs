@@ -7,7 +7,7 @@ use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
 use crate::probe::{Collector, EventDef, InFlight, Priority, Probe};
 use crate::probes::{abi, bpf_object};
-use crate::record::{Decoded, Header, Names, comm, view};
+use crate::record::{Decoded, Header, Names, comm, known, view};
 use kpulse_common::container::Identities;
 use kpulse_common::event::schema_of;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples, Value};
@@ -56,6 +56,7 @@ pub const PROBE: Probe = Probe {
     ],
     controller: "cpu",
     sized_by_containers: &[("accounts", 1)],
+    of_events: &["throttle_before"],
     thresholds: |thresholds| vec![thresholds.runqueue_latency.min_wait],
     metrics: &[LATENCY, SWITCHES, UNMEASURED],
     events: &[EventDef {
@@ -136,6 +137,10 @@ impl Collector for Reader {
 struct Body {
     /// Who had the CPU until the task got it.
     occupant: Occupant,
+    /// How much of the value a CPU quota held the task back, that of its cgroup or of one above; absent where the kernel
+    /// does not tell, or the task changed the CPU meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throttled_ns: Option<u64>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -152,7 +157,8 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     let record: abi::runqueue_latency_record = view(bytes)?;
     let occupant =
         Occupant { pid: record.occupant_tgid, tid: record.occupant_tid, name: comm(&record.occupant_comm) };
-    Decoded::new(Header::from(&record.header), &Body { occupant })
+    let body = Body { occupant, throttled_ns: known(record.throttled_ns) };
+    Decoded::new(Header::from(&record.header), &body)
 }
 
 #[cfg(test)]

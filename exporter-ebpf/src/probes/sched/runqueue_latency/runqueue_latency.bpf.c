@@ -9,6 +9,7 @@
 #include "by_cgroup.h"
 #include "cgroup.h"
 #include "ring.h"
+#include "throttled.h"
 #include "runqueue_latency.h"
 
 /*
@@ -23,6 +24,16 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } runnable SEC(".maps");
+
+/*
+ * What a CPU quota had held back by then, under the same index. One entry for who wants no events, and nothing in it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << RUNNABLE_INDEX_BITS);
+	__type(key, __u32);
+	__type(value, struct throttled);
+} throttle_before SEC(".maps");
 
 #define ORIGIN_NEW 0
 #define ORIGIN_WOKEN 1
@@ -83,13 +94,30 @@ static __always_inline __u32 pid_tag(__u32 tid)
 	return tid >> RUNNABLE_INDEX_BITS & ((1 << RUNNABLE_PID_BITS) - 1);
 }
 
-static __always_inline void mark_runnable(__u32 tid, __u32 origin, __u64 now_ns)
+static __always_inline void mark_runnable(__u32 tid, __u32 origin, __u64 now_ns, struct throttled throttled)
 {
 	__u32 index = tid & ((1 << RUNNABLE_INDEX_BITS) - 1);
 	__u64 *since = bpf_map_lookup_elem(&runnable, &index);
+	struct throttled *before = want_events ? bpf_map_lookup_elem(&throttle_before, &index) : NULL;
 
 	if (since)
 		*since = now_ns << TIME_SHIFT | origin << RUNNABLE_PID_BITS | pid_tag(tid);
+	if (before)
+		*before = throttled;
+}
+
+/* How much of a wait a quota held the task back, which it cannot tell of one that came from another CPU. */
+static __always_inline __u64 throttled_since(struct task_struct *task, __u64 waited_ns)
+{
+	struct throttled now = read_throttled(task);
+	__u32 index = BPF_CORE_READ(task, pid) & ((1 << RUNNABLE_INDEX_BITS) - 1);
+	struct throttled *before = bpf_map_lookup_elem(&throttle_before, &index);
+
+	if (!before || !now.queue || before->queue != now.queue)
+		return UNKNOWN_U64;
+	/* The kernel adds when it lets them go, all since it stopped them. */
+	__u64 throttled_ns = now.ns - before->ns;
+	return throttled_ns < waited_ns ? throttled_ns : waited_ns;
 }
 
 static __always_inline struct wait take_runnable(__u32 tid, __u64 now_ns)
@@ -128,6 +156,7 @@ static __always_inline void send_event(struct task_struct *prev, struct task_str
 	record->occupant_tgid = BPF_CORE_READ(prev, tgid);
 	record->occupant_tid = BPF_CORE_READ(prev, pid);
 	bpf_core_read(record->occupant_comm, COMM_BYTES, &prev->comm);
+	record->throttled_ns = throttled_since(next, waited_ns);
 	bpf_ringbuf_submit(record, 0);
 }
 
@@ -149,14 +178,14 @@ static __always_inline void task_ran(struct task_struct *prev, struct task_struc
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(sched_wakeup, struct task_struct *task)
 {
-	mark_runnable(task->pid, ORIGIN_WOKEN, bpf_ktime_get_ns());
+	mark_runnable(task->pid, ORIGIN_WOKEN, bpf_ktime_get_ns(), task_throttled(task));
 	return 0;
 }
 
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(sched_wakeup_new, struct task_struct *task)
 {
-	mark_runnable(task->pid, ORIGIN_NEW, bpf_ktime_get_ns());
+	mark_runnable(task->pid, ORIGIN_NEW, bpf_ktime_get_ns(), task_throttled(task));
 	return 0;
 }
 
@@ -172,7 +201,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 		return 0;
 	__u64 now_ns = bpf_ktime_get_ns();
 	if (waits)
-		mark_runnable(prev->pid, ORIGIN_PREEMPTED, now_ns);
+		mark_runnable(prev->pid, ORIGIN_PREEMPTED, now_ns, task_throttled(prev));
 	if (!next->pid)
 		return 0;
 	struct wait wait = take_runnable(next->pid, now_ns);
@@ -186,7 +215,7 @@ int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *task = (void *)context->args[0];
 
-	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_WOKEN, bpf_ktime_get_ns());
+	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_WOKEN, bpf_ktime_get_ns(), read_throttled(task));
 	return 0;
 }
 
@@ -195,7 +224,7 @@ int sched_wakeup_new_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *task = (void *)context->args[0];
 
-	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_NEW, bpf_ktime_get_ns());
+	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_NEW, bpf_ktime_get_ns(), read_throttled(task));
 	return 0;
 }
 
@@ -210,7 +239,7 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 		return 0;
 	__u64 now_ns = bpf_ktime_get_ns();
 	if (waits)
-		mark_runnable(prev_tid, ORIGIN_PREEMPTED, now_ns);
+		mark_runnable(prev_tid, ORIGIN_PREEMPTED, now_ns, read_throttled(prev));
 	if (!next_tid)
 		return 0;
 	struct wait wait = take_runnable(next_tid, now_ns);

@@ -32,7 +32,8 @@ struct runqueue_latency_record {
 	__u32 occupant_tgid; /* the task that left the CPU just before */
 	__u32 occupant_tid;
 	__u8 occupant_comm[COMM_BYTES];
+	__u64 throttled_ns; /* of the wait; UNKNOWN_U64 when it is not known */
 };
-_Static_assert(sizeof(struct runqueue_latency_record) == 352, "Rust reads this layout");
+_Static_assert(sizeof(struct runqueue_latency_record) == 360, "Rust reads this layout");
 
 #endif

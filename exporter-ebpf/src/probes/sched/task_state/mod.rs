@@ -207,6 +207,9 @@ impl Tasks {
 struct Body {
     /// Whether it sleeps still, and the kernel has found it hung: the value is how long it has slept by then.
     is_hung: bool,
+    /// The kernel function that it slept in, below those of the scheduler, as `/proc/PID/wchan`; absent without a stack.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_channel: Option<String>,
     /// Who woke it; absent while it sleeps.
     #[serde(skip_serializing_if = "Option::is_none")]
     waker: Option<Waker>,
@@ -243,7 +246,8 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
     }
     let is_hung = record.is_hung != 0;
     let waker = Waker { pid: record.other_tgid, tid: record.other_tid, name: comm(&record.other_comm) };
-    Decoded::new(Header::from(&record.header), &Body { is_hung, waker: (!is_hung).then_some(waker) })
+    let body = Body { is_hung, wait_channel: None, waker: (!is_hung).then_some(waker) };
+    Ok(Decoded { slept_in: Some("wait_channel"), ..Decoded::new(Header::from(&record.header), &body)? })
 }
 
 fn decode_stall(record: &abi::task_state_record) -> Result<Decoded, ProbeError> {
