@@ -45,9 +45,11 @@ const NORMAL: [&str; 23] = [
 const NORMAL_FOR_TCP: [&str; 2] = ["NO_SOCKET", "NOT_SPECIFIED"];
 
 /// The same for kernels without reasons: functions whose drops are normal life.
-const NORMAL_FUNCTIONS: [&str; 16] = [
+const NORMAL_FUNCTIONS: [&str; 18] = [
     "tcp_v4_rcv",
     "tcp_v6_rcv",
+    "tcp_v4_do_rcv",
+    "tcp_v6_do_rcv",
     "tcp_data_queue",
     "tcp_rcv_established",
     "tcp_rcv_state_process",
