@@ -94,6 +94,7 @@ struct cfs_rq {
 };
 
 struct rq {
+	__u64 clock;
 	unsigned int nr_running;
 	struct cfs_rq cfs;
 	__u64 prev_steal_time_rq;

@@ -178,14 +178,14 @@ static __always_inline void task_ran(struct task_struct *prev, struct task_struc
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(sched_wakeup, struct task_struct *task)
 {
-	mark_runnable(task->pid, ORIGIN_WOKEN, bpf_ktime_get_ns(), task_throttled(task));
+	mark_runnable(task->pid, ORIGIN_WOKEN, scheduler_clock(task), task_throttled(task));
 	return 0;
 }
 
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(sched_wakeup_new, struct task_struct *task)
 {
-	mark_runnable(task->pid, ORIGIN_NEW, bpf_ktime_get_ns(), task_throttled(task));
+	mark_runnable(task->pid, ORIGIN_NEW, scheduler_clock(task), task_throttled(task));
 	return 0;
 }
 
@@ -194,12 +194,12 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 {
 	/*
 	 * Still runnable, as is one that is preempted on its way to sleep: it waits from here on. The idle task, pid 0,
-	 * never waits, and a CPU that goes idle is not asked for the time.
+	 * never waits.
 	 */
 	bool waits = prev->pid && (preempt || !task_state(prev));
 	if (!waits && !next->pid)
 		return 0;
-	__u64 now_ns = bpf_ktime_get_ns();
+	__u64 now_ns = scheduler_clock(next);
 	if (waits)
 		mark_runnable(prev->pid, ORIGIN_PREEMPTED, now_ns, task_throttled(prev));
 	if (!next->pid)
@@ -215,7 +215,7 @@ int sched_wakeup_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *task = (void *)context->args[0];
 
-	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_WOKEN, bpf_ktime_get_ns(), read_throttled(task));
+	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_WOKEN, read_scheduler_clock(task), read_throttled(task));
 	return 0;
 }
 
@@ -224,7 +224,7 @@ int sched_wakeup_new_raw(struct bpf_raw_tracepoint_args *context)
 {
 	struct task_struct *task = (void *)context->args[0];
 
-	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_NEW, bpf_ktime_get_ns(), read_throttled(task));
+	mark_runnable(BPF_CORE_READ(task, pid), ORIGIN_NEW, read_scheduler_clock(task), read_throttled(task));
 	return 0;
 }
 
@@ -237,7 +237,7 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 
 	if (!waits && !next_tid)
 		return 0;
-	__u64 now_ns = bpf_ktime_get_ns();
+	__u64 now_ns = read_scheduler_clock(next);
 	if (waits)
 		mark_runnable(prev_tid, ORIGIN_PREEMPTED, now_ns, read_throttled(prev));
 	if (!next_tid)
