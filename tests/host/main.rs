@@ -12,6 +12,7 @@ mod memory;
 mod network;
 mod page_fault;
 mod pressure;
+mod protocols;
 
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load::in_child;

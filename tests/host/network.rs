@@ -14,7 +14,7 @@ fn lo(file: &str) -> f64 {
 }
 
 /// Connects to itself so often; both ends of each connection are open when it returns.
-fn connections(count: usize) -> Vec<(TcpStream, TcpStream)> {
+pub fn connections(count: usize) -> Vec<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connect = |_| {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
