@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
 fn lo(file: &str) -> f64 {
@@ -40,6 +41,108 @@ fn a_devices_bytes_are_those_of_sysfs_and_grow_by_what_was_sent() {
     }
     let grown = value(&exporter.scrape(), "kpulse_netdev_receive_bytes_total") - received;
     assert!(grown >= 20_000.0, "{grown}");
+}
+
+/// Families of a device, and the kernel's file of each.
+const STATISTICS: [(&str, &str); 13] = [
+    ("kpulse_netdev_receive_bytes_total", "statistics/rx_bytes"),
+    ("kpulse_netdev_receive_packets_total", "statistics/rx_packets"),
+    ("kpulse_netdev_receive_errors_total", "statistics/rx_errors"),
+    ("kpulse_netdev_receive_dropped_total", "statistics/rx_dropped"),
+    ("kpulse_netdev_receive_fifo_errors_total", "statistics/rx_fifo_errors"),
+    ("kpulse_netdev_receive_multicast_total", "statistics/multicast"),
+    ("kpulse_netdev_transmit_bytes_total", "statistics/tx_bytes"),
+    ("kpulse_netdev_transmit_packets_total", "statistics/tx_packets"),
+    ("kpulse_netdev_transmit_errors_total", "statistics/tx_errors"),
+    ("kpulse_netdev_transmit_dropped_total", "statistics/tx_dropped"),
+    ("kpulse_netdev_transmit_fifo_errors_total", "statistics/tx_fifo_errors"),
+    ("kpulse_netdev_transmit_carrier_errors_total", "statistics/tx_carrier_errors"),
+    ("kpulse_network_carrier_changes_total", "carrier_changes"),
+];
+
+#[test]
+fn everything_of_each_device_is_what_sysfs_has() {
+    let exporter = Exporter::start(&["netdev"]);
+    let devices = || fs::read_dir("/sys/class/net").unwrap().map(|device| device.unwrap().path());
+    let read = || -> BTreeMap<_, Option<f64>> {
+        let files = devices().flat_map(|device| STATISTICS.map(|(_, file)| device.join(file)));
+        files
+            .map(|file| {
+                (file.clone(), fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()))
+            })
+            .collect()
+    };
+    let (before, page, after) = between(&exporter, read);
+    let mut compared = 0;
+    for device in devices() {
+        let name = device.file_name().unwrap().to_str().unwrap();
+        for (family, file) in STATISTICS {
+            let [before, after] =
+                [&before, &after].map(|files| files.get(&device.join(file)).copied().flatten());
+            // One that another test made or removed meanwhile has no two readings.
+            if let (Some(before), Some(after), Some(told)) =
+                (before, after, page.find(family, &[("device", name)]))
+            {
+                assert_between(&format!("{name} {file}"), before, told, after);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared >= STATISTICS.len(), "{compared}");
+}
+
+#[test]
+fn a_containers_devices_tell_what_they_lose() {
+    const TEST: &str = "a_containers_devices_tell_what_they_lose";
+    if !is_root() {
+        return skip(TEST, "only root can make cgroups and network namespaces");
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        return skip(TEST, "this kernel makes no tunnel devices (module tun)");
+    }
+    let container = Cgroup::container("cpu", 0xf5).unwrap();
+    let id = Cgroup::id(0xf5);
+    let exporter = Exporter::start(&["netdev"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (lost, scraped) = (folder.path().join("lost"), folder.path().join("scraped"));
+    let (told, kernels) = std::thread::scope(|scope| {
+        let child = scope.spawn(|| {
+            network::in_namespace(Some(&container), || {
+                let tunnel = network::Tun::make("cable0")?;
+                // Neither of IPv4 nor of IPv6.
+                (0..7).for_each(|_| assert!(tunnel.receive(&[0; 40]).is_err()));
+                // Nobody takes what it sends: its queue has room for 500 packets.
+                network::fill_queue("cable0", 600)?;
+                fs::write(&lost, fs::read("/proc/self/net/dev")?)?;
+                until("the scrape", || scraped.exists().then_some(()));
+                Ok(vec![])
+            })
+        });
+        let outcome = until("the child", || {
+            let kernels = fs::read_to_string(&lost).ok().filter(|text| text.contains("cable0"));
+            kernels.map(Some).or_else(|| child.is_finished().then_some(None))
+        });
+        let page = outcome.map(|kernels| {
+            let labels = [("container_id", id.as_str()), ("device", "cable0")];
+            let page = until("the series", || {
+                let page = exporter.scrape();
+                page.find("kpulse_netdev_receive_dropped_total", &labels).is_some().then_some(page)
+            });
+            let line =
+                kernels.lines().find_map(|line| line.trim().strip_prefix("cable0:").map(str::to_owned));
+            let kernels: Vec<f64> =
+                line.unwrap().split_ascii_whitespace().map(|number| number.parse().unwrap()).collect();
+            let told = ["receive_errors", "receive_dropped", "transmit_errors", "transmit_dropped"]
+                .map(|family| page.value(&format!("kpulse_netdev_{family}_total"), &labels));
+            (told, [2, 3, 10, 11].map(|column| kernels[column]))
+        });
+        fs::write(&scraped, []).unwrap();
+        child.join().unwrap().unwrap();
+        page.unwrap()
+    });
+    assert_eq!(told, kernels);
+    assert_eq!(told[1], 7.0);
+    assert!(told[3] > 0.0, "{told:?}");
 }
 
 #[test]
@@ -251,4 +354,48 @@ fn cpus_take_at_least_the_packets_that_were_sent() {
     let cpus = page.0.lines().filter(|line| line.starts_with(&format!("{family}{{"))).count();
     let online = fs::read_to_string("/proc/cpuinfo").unwrap();
     assert_eq!(cpus, online.lines().filter(|line| line.starts_with("processor")).count());
+}
+
+/// Columns of /proc/net/softnet_stat, added up over CPUs.
+fn softnet(columns: &[usize]) -> Vec<f64> {
+    let text = fs::read_to_string("/proc/net/softnet_stat").unwrap();
+    let number = |line: &str, column| {
+        f64::from(u32::from_str_radix(line.split_ascii_whitespace().nth(column).unwrap(), 16).unwrap())
+    };
+    columns.iter().map(|&column| text.lines().map(|line| number(line, column)).sum()).collect()
+}
+
+#[test]
+fn what_cpus_count_of_packets_is_what_the_kernel_says() {
+    let families = ["processed", "dropped", "squeezed", "received_rps", "flow_limited"];
+    let exporter = Exporter::start(&["softnet"]);
+    let (before, page, after) = between(&exporter, || softnet(&[0, 1, 2, 9, 10]));
+    for (index, family) in families.into_iter().enumerate() {
+        let told = page.sum(&format!("kpulse_softnet_{family}_total"));
+        assert_between(family, before[index], told, after[index]);
+    }
+}
+
+#[test]
+fn a_cpu_that_stops_with_packets_left_is_counted() {
+    const BUDGET: &str = "/proc/sys/net/core/netdev_budget";
+    if !kpulse_tests::is_guest() {
+        return skip(
+            "a_cpu_that_stops",
+            "the budget of packets is the whole machine's: only guests change it",
+        );
+    }
+    let exporter = Exporter::start(&["softnet"]);
+    let budget = fs::read_to_string(BUDGET).unwrap();
+    let squeezed = || exporter.scrape().sum("kpulse_softnet_squeezed_total");
+    let before = squeezed();
+    fs::write(BUDGET, "1").unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..100 {
+        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+    }
+    let kernels = softnet(&[2])[0];
+    fs::write(BUDGET, budget.trim()).unwrap();
+    let grown = squeezed() - before;
+    assert!(grown >= 50.0 && before + grown >= kernels, "{grown}, {kernels} by the kernel");
 }

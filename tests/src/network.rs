@@ -2,8 +2,8 @@
 
 use crate::cgroup::Cgroup;
 use crate::load;
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -35,6 +35,30 @@ pub fn rename_loopback(name: &str) -> io::Result<()> {
 /// Switches a device on.
 pub fn bring_up(device: &str) -> io::Result<()> {
     set_flags(device, libc::IFF_UP)
+}
+
+/// A device whose other end is this process.
+pub struct Tun(File);
+
+impl Tun {
+    /// Makes it in the namespace of the calling thread, and switches it on.
+    pub fn make(name: &str) -> io::Result<Self> {
+        const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+        let end = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        // SAFETY: an all-zero ifreq is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_name = name_bytes(name);
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        // SAFETY: the request lives through the call.
+        checked(unsafe { libc::ioctl(end.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+        bring_up(name)?;
+        Ok(Self(end))
+    }
+
+    /// Has the device receive a packet.
+    pub fn receive(&self, packet: &[u8]) -> io::Result<()> {
+        (&self.0).write_all(packet)
+    }
 }
 
 /// Gives a device this many frames to send, or as many as its queue has room for.
