@@ -8,6 +8,7 @@
 mod demangle;
 mod elf;
 pub mod native;
+pub mod object;
 pub mod process;
 mod reader;
 mod truncation;

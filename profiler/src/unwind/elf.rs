@@ -1,48 +1,15 @@
 //! Which parts of a program's file does unwinding need? Its code segments and `.eh_frame`, read into memory.
-//!
-//! Not mapped: a file that somebody cuts short would end a process that looks at its mapping.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+pub use kpulse_symbolize::object::{ReadAt, Segment};
+use kpulse_symbolize::object::{header, part, sections, segments};
 
 /// A row comes from 5 to 8 bytes, so that a larger section has more rows than the kernel's table.
 const MAX_SECTION_BYTES: u64 = 5 << 20;
-const MAX_HEADERS: u64 = 65_536;
-const MAX_NAMES_BYTES: u64 = 1 << 20;
 
 const LOAD: u32 = 1;
 const EXECUTABLE: u32 = 1;
 const NO_BITS: u32 = 8;
 const X86_64: u16 = 62;
-
-/// Bytes by their place in a file.
-pub trait ReadAt {
-    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
-}
-
-impl ReadAt for File {
-    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, bytes, offset)
-    }
-}
-
-impl ReadAt for [u8] {
-    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let part = self.get(start..).and_then(|rest| rest.get(..bytes.len()));
-        bytes.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
-
-/// A part of the file that is mapped as code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    pub offset: u64,
-    pub bytes: u64,
-    pub address: u64,
-}
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -59,45 +26,26 @@ pub struct Elf {
 impl Elf {
     /// Reads a 64-bit x86 file; `None` when it is not one, or is broken.
     pub fn read<R: ReadAt + ?Sized>(file: &R) -> Option<Self> {
-        let header = Bytes(part(file, 0, 64, 64)?);
-        let is_known = header.0.starts_with(b"\x7fELF\x02\x01") && header.u16(18) == X86_64;
-        if !is_known {
-            return None;
-        }
-        let mut elf = Self::default();
-        let [segment_bytes, segments] = [54, 56].map(|at| u64::from(header.u16(at)));
-        for segment in table(file, header.u64(32), segments, segment_bytes, 56)? {
-            if segment.u32(0) == LOAD && segment.u32(4) & EXECUTABLE != 0 {
-                let [offset, address, bytes] = [8, 16, 32].map(|at| segment.u64(at));
-                elf.code.push(Segment { offset, bytes, address });
-            }
-        }
+        let header = header(file, X86_64)?;
+        let is_code = |kind: u32, flags: u32| kind == LOAD && flags & EXECUTABLE != 0;
+        let segments = segments(file, &header)?.into_iter();
+        let code = segments.filter(|part| is_code(part.kind, part.flags)).map(|part| part.segment).collect();
+        let mut elf = Self { code, ..Self::default() };
         // A file without sections, or with broken ones, still has segments.
-        elf.read_sections(file, &header);
-        Some(elf)
-    }
-
-    fn read_sections<R: ReadAt + ?Sized>(&mut self, file: &R, header: &Bytes) -> Option<()> {
-        let [section_bytes, sections, names] = [58, 60, 62].map(|at| u64::from(header.u16(at)));
-        let sections: Vec<Bytes> = table(file, header.u64(40), sections, section_bytes, 64)?.collect();
-        let names = sections.get(usize::try_from(names).ok()?)?;
-        let names = part(file, names.u64(24), names.u64(32), MAX_NAMES_BYTES)?;
-        for section in &sections {
-            let name = names.get(section.u32(0) as usize..).unwrap_or_default();
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            let (kind, address) = (section.u32(4), section.u64(16));
-            match name {
-                b".text" => self.text_address = address,
-                b".got" => self.got_address = address,
-                b".eh_frame" if section.u64(32) > MAX_SECTION_BYTES => self.is_too_large = true,
-                b".eh_frame" if kind != NO_BITS => {
-                    self.eh_frame = part(file, section.u64(24), section.u64(32), MAX_SECTION_BYTES)?;
-                    self.eh_frame_address = address;
+        for section in sections(file, &header).unwrap_or_default() {
+            let Segment { offset, bytes, address } = section.segment;
+            match section.name.as_slice() {
+                b".text" => elf.text_address = address,
+                b".got" => elf.got_address = address,
+                b".eh_frame" if bytes > MAX_SECTION_BYTES => elf.is_too_large = true,
+                b".eh_frame" if section.kind != NO_BITS => {
+                    elf.eh_frame = part(file, offset, bytes, MAX_SECTION_BYTES).unwrap_or_default();
+                    elf.eh_frame_address = address;
                 }
                 _ => {}
             }
         }
-        Some(())
+        Some(elf)
     }
 
     /// What to subtract from addresses of a mapping of this file to have the file's own.
@@ -111,51 +59,6 @@ impl Elf {
         let address = (segment.address & !PAGE).wrapping_add(offset - (segment.offset & !PAGE));
         Some(start.wrapping_sub(address))
     }
-}
-
-/// Numbers at places that were checked when the bytes were cut.
-struct Bytes(Vec<u8>);
-
-impl Bytes {
-    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
-        self.0.get(at..at + N).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; N])
-    }
-
-    fn u16(&self, at: usize) -> u16 {
-        u16::from_le_bytes(self.array(at))
-    }
-
-    fn u32(&self, at: usize) -> u32 {
-        u32::from_le_bytes(self.array(at))
-    }
-
-    fn u64(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.array(at))
-    }
-}
-
-fn part<R: ReadAt + ?Sized>(file: &R, offset: u64, bytes: u64, most: u64) -> Option<Vec<u8>> {
-    if bytes > most {
-        return None;
-    }
-    let mut part = vec![0; usize::try_from(bytes).ok()?];
-    file.read_exact_at(&mut part, offset).ok()?;
-    Some(part)
-}
-
-fn table<R: ReadAt + ?Sized>(
-    file: &R,
-    offset: u64,
-    entries: u64,
-    entry_bytes: u64,
-    agreed: u64,
-) -> Option<impl Iterator<Item = Bytes>> {
-    if entry_bytes != agreed || entries > MAX_HEADERS {
-        return None;
-    }
-    let bytes = part(file, offset, entries * entry_bytes, MAX_HEADERS * agreed)?;
-    let entries: Vec<Bytes> = bytes.chunks(agreed as usize).map(|entry| Bytes(entry.to_vec())).collect();
-    Some(entries.into_iter())
 }
 
 #[cfg(test)]
@@ -215,7 +118,7 @@ mod tests {
             let mut file = fs::read("/proc/self/exe").unwrap();
             let whole = Elf::read(file.as_slice()).unwrap();
             let at = file.windows(64).position(|part| whole.eh_frame.starts_with(part)).unwrap();
-            let sections = Bytes(file[..64].to_vec()).u64(40) as usize;
+            let sections = u64::from_le_bytes(file[40..48].try_into().unwrap()) as usize;
             for (index, byte) in breaks {
                 let place = match is_header {
                     true if index.index(2) == 0 => index.index(1024),
