@@ -7,6 +7,7 @@
 
 mod demangle;
 mod elf;
+pub mod go;
 pub mod native;
 pub mod object;
 pub mod process;

@@ -6,7 +6,7 @@
 use crate::demangle::demangle;
 use crate::process::{Code, Files, Identity, Mapping, Processes};
 use crate::reader::Reader;
-use crate::{Nameless, Resolved, Unknown, elf, truncation};
+use crate::{Nameless, Resolved, Unknown, elf, go, truncation};
 use blazesym::Pid;
 use blazesym::symbolize::source::{Process as ProcessSource, Source};
 use blazesym::symbolize::{Input, Reason, Sym, Symbolized};
@@ -48,6 +48,7 @@ pub struct Native {
     reader: Reader,
     processes: HashMap<u32, Process>,
     source: Processes,
+    go: go::Files,
     addresses: usize,
 }
 
@@ -57,7 +58,8 @@ impl Native {
         if let Err(error) = truncation::survive() {
             tracing::warn!(%error, "a program's file that shrinks would end this process");
         }
-        Self { detail, reader: Reader::new(Instant::now()), processes: HashMap::new(), source, addresses: 0 }
+        let (reader, go) = (Reader::new(Instant::now()), go::Files::default());
+        Self { detail, reader, processes: HashMap::new(), source, go, addresses: 0 }
     }
 
     /// Finds the names of the addresses of each process, the busiest first.
@@ -150,6 +152,10 @@ impl Native {
     ) {
         let mut source = ProcessSource::new(Pid::from(pid));
         let (files, code) = (self.source.files(pid), self.source.code(pid));
+        let missing = &self.read_go(pid, &code, files, missing, names, name)[..];
+        if missing.is_empty() {
+            return;
+        }
         let mut may_read = self.may_read(pid, files);
         let mut readable = Vec::new();
         for address in missing {
@@ -180,6 +186,38 @@ impl Native {
         self.read_part(&Source::Process(source), &readable, names, name);
         self.name_files(&code, missing, names, name);
         self.reader.forget(Pid::from(pid));
+    }
+
+    /// Names what Go programs name themselves, stripped or not; returns the other addresses.
+    fn read_go(
+        &mut self,
+        pid: u32,
+        code: &Code,
+        files: Files,
+        missing: &[u64],
+        names: &mut HashMap<u64, Resolved>,
+        name: &mut dyn FnMut(&str) -> Arc<str>,
+    ) -> Vec<u64> {
+        let mut identities = HashMap::new();
+        let mut others = Vec::new();
+        for address in missing {
+            let mut find = || {
+                let mapping = code.at(*address).filter(|mapping| mapping.file_name().is_some())?;
+                let identity = identities
+                    .entry(mapping.range.start)
+                    .or_insert_with(|| self.go.identify(&self.source, pid, mapping, files));
+                let table = self.go.table((*identity)?, || self.source.open(pid, mapping, files).ok())?;
+                let address = table.address(mapping.offset_of(*address))?;
+                table.names(address, self.detail == Detail::Inlined)
+            };
+            match find() {
+                Some(found) => {
+                    names.insert(*address, Ok(found.iter().map(|found| name(found)).collect()));
+                }
+                None => others.push(*address),
+            }
+        }
+        others
     }
 
     /// Whether the file of a mapping can be reached, and has no more symbols than can be sorted.

@@ -95,15 +95,22 @@ impl Processes {
 
     /// Opens a file that the process maps; an error also for what is no plain file, since opening a device does things.
     pub fn open(&self, pid: u32, mapping: &Mapping, files: Files) -> io::Result<File> {
+        self.metadata(pid, mapping, files)?;
+        File::open(self.path(pid, mapping, files))
+    }
+
+    /// What is known of a plain file that the process maps.
+    pub fn metadata(&self, pid: u32, mapping: &Mapping, files: Files) -> io::Result<fs::Metadata> {
+        let about = fs::metadata(self.path(pid, mapping, files))?;
+        if about.is_file() { Ok(about) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+
+    fn path(&self, pid: u32, mapping: &Mapping, files: Files) -> PathBuf {
         let Range { start, end } = mapping.range;
-        let path = match files {
+        match files {
             Files::ByPath => PathBuf::from(mapping.path.as_deref().unwrap_or_default()),
             _ => self.procfs.join(format!("{pid}/map_files/{start:x}-{end:x}")),
-        };
-        if !fs::metadata(&path)?.is_file() {
-            return Err(io::ErrorKind::InvalidInput.into());
         }
-        File::open(path)
     }
 
     fn mounts(&self, process: &str) -> Option<(u64, u64)> {
