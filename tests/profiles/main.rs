@@ -1,5 +1,6 @@
 //! Does a profile tell the truth? Programs whose stacks and shares are known, recorded by the real profiler.
 
+mod go;
 mod program;
 mod record;
 mod serve;

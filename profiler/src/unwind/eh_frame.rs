@@ -32,9 +32,9 @@ pub struct Rule {
 
 impl Rule {
     pub const NONE: Self = Self::plain(cfa::NONE);
-    const UNEXPRESSED: Self = Self::plain(cfa::UNEXPRESSED);
+    pub const UNEXPRESSED: Self = Self::plain(cfa::UNEXPRESSED);
 
-    const fn plain(cfa: u8) -> Self {
+    pub const fn plain(cfa: u8) -> Self {
         Self { cfa, cfa_words: 0, rbp: rbp::KEPT, rbp_words: 0 }
     }
 }
@@ -96,7 +96,7 @@ fn functions(frames: &EhFrame<Slice<'_>>, bases: &BaseAddresses) -> Vec<(u64, Eh
 }
 
 /// Of rules at one address the last holds; neighbours that say the same are one.
-fn add(rules: &mut Vec<(u64, Rule)>, address: u64, rule: Rule) {
+pub fn add(rules: &mut Vec<(u64, Rule)>, address: u64, rule: Rule) {
     rules.pop_if(|(last, _)| *last == address);
     // A function that begins inside of another, which no compiler makes, does not bring the order into disorder.
     if rules.last().is_none_or(|(last, before)| *last < address && *before != rule) {

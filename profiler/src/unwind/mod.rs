@@ -4,6 +4,7 @@
 mod code;
 mod eh_frame;
 mod elf;
+mod go;
 mod pages;
 mod ranges;
 mod tables;

@@ -5,8 +5,9 @@
 //! give another a wrong table.
 
 use super::code::{self, Code, FileId};
-use super::eh_frame::{self, Section};
+use super::eh_frame::{self, Rule, Section};
 use super::elf::{Elf, Segment};
+use super::go;
 use super::pages::Pages;
 use super::ranges::Ranges;
 use crate::aggregate::Losses;
@@ -31,7 +32,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// A process that was not sampled for so long is gone, or can be read again.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 
-/// A hash with a secret key, of the section and its address.
+/// A hash with a secret key, of the section with its address and of Go's rules.
 type Content = u64;
 
 struct File {
@@ -201,31 +202,32 @@ impl Tables {
     }
 
     fn read(&mut self, id: &FileId, path: &Path, code: &Code) -> anyhow::Result<File> {
-        let read = code::open(id, path, code).ok().and_then(|opened| Elf::read(&opened));
-        let Some(elf) = read else {
+        let opened = code::open(id, path, code).ok();
+        let read = opened.and_then(|opened| Some((Elf::read(&opened)?, go::rules(&opened))));
+        let Some((elf, go)) = read else {
             self.refuse("file_unreadable");
             return Ok(File { code: Vec::new(), content: None });
         };
         if elf.is_too_large {
             self.refuse("file_unusable");
         }
-        if elf.eh_frame.is_empty() {
+        if elf.eh_frame.is_empty() && go.is_empty() {
             return Ok(File { code: elf.code, content: None });
         }
-        let content = self.hasher.hash_one((&elf.eh_frame, elf.eh_frame_address));
-        let is_there = self.tables.contains_key(&content) || self.load(content, &elf)?;
+        let content = self.hasher.hash_one((&elf.eh_frame, elf.eh_frame_address, &go));
+        let is_there = self.tables.contains_key(&content) || self.load(content, &elf, &go)?;
         Ok(File { code: elf.code, content: is_there.then_some(content) })
     }
 
     /// Makes a table and writes it; whether there was room.
-    fn load(&mut self, content: Content, elf: &Elf) -> anyhow::Result<bool> {
+    fn load(&mut self, content: Content, elf: &Elf, go: &[(u64, Rule)]) -> anyhow::Result<bool> {
         let section = Section {
             bytes: &elf.eh_frame,
             address: elf.eh_frame_address,
             text: elf.text_address,
             got: elf.got_address,
         };
-        let Some(table) = Pages::of(&eh_frame::rules(section)) else {
+        let Some(table) = Pages::of(&go::merged(eh_frame::rules(section), go)) else {
             self.refuse("file_unusable");
             return Ok(false);
         };

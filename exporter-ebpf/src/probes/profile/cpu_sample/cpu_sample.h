@@ -102,6 +102,7 @@ _Static_assert(sizeof(struct unwind_row) == 8, "Rust writes this layout");
 #define CFA_RAX 9 /* a register of the leaf + words */
 #define CFA_R10 10
 #define CFA_R11 11
+#define CFA_OTHER_STACK 12 /* rbp + words, wherever that is; without rbp nobody called */
 
 #define RBP_KEPT 0
 #define RBP_AT_CFA 1 /* *(CFA + words) */

@@ -23,6 +23,7 @@ pub mod cfa {
     pub const RAX: u8 = abi::CFA_RAX as u8;
     pub const R10: u8 = abi::CFA_R10 as u8;
     pub const R11: u8 = abi::CFA_R11 as u8;
+    pub const OTHER_STACK: u8 = abi::CFA_OTHER_STACK as u8;
 }
 
 /// Where a row has the caller's rbp.

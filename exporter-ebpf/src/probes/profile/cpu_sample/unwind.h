@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* From a user frame to its caller's, by rows that user space made from .eh_frame; x86-64 only. */
+/* From a user frame to its caller's, by rows that user space made from .eh_frame and Go's tables; x86-64 only. */
 #ifndef KPULSE_UNWIND_H
 #define KPULSE_UNWIND_H
 
@@ -157,7 +157,7 @@ static __always_inline int step_by_row(struct walk *walk, struct unwind_row *row
 
 	if (kind == CFA_RSP) {
 		cfa = walk->sp + words;
-	} else if (kind == CFA_RBP) {
+	} else if (kind == CFA_RBP || kind == CFA_OTHER_STACK) {
 		cfa = bp + words;
 	} else if (kind == CFA_NONE) {
 		return step_by_frame_pointer(walk);
@@ -179,8 +179,12 @@ static __always_inline int step_by_row(struct walk *walk, struct unwind_row *row
 	} else {
 		return WALK_UNEXPRESSED;
 	}
-	if (cfa <= walk->sp)
+	if (kind == CFA_OTHER_STACK) {
+		if (!bp)
+			return WALK_ROOT;
+	} else if (cfa <= walk->sp) {
 		return WALK_ASTRAY;
+	}
 	if (!read_word(&walk->pc, cfa - 8))
 		return WALK_UNREADABLE;
 	if (row->rbp == RBP_AT_CFA) {
