@@ -38,6 +38,13 @@ pub struct Sampling {
     pub interval: Duration,
 }
 
+impl Sampling {
+    /// CPU time that a sample stands for.
+    pub fn period(&self) -> Duration {
+        Duration::from_secs(1) / u32::try_from(self.hz).unwrap_or(u32::MAX).max(1)
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Self { hz: 99, interval: Duration::from_secs(1) }

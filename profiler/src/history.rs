@@ -112,10 +112,19 @@ impl History {
         Some(oldest.stored)
     }
 
-    /// Closed windows that reach into the last `seconds`, and the open one.
-    pub fn select(&self, scope: &Scope, last: Duration, now: Instant) -> Option<Selection> {
-        let recent = self.closed.iter().filter(|(end, _)| now.saturating_duration_since(*end) < last);
-        Selection::gather(recent.map(|(_, window)| window).chain([&self.open.1]), scope)
+    /// Windows that reach into the stretch of this length which ended so long `ago`; the open one ends now.
+    pub fn select(&self, scope: &Scope, last: Duration, ago: Duration, now: Instant) -> Option<Selection> {
+        let is_in = |begin: Option<Instant>, end: Instant| {
+            let age = |then: Instant| now.saturating_duration_since(then);
+            age(end) < last + ago && begin.is_none_or(|begin| ago.is_zero() || age(begin) > ago)
+        };
+        // A window begins when the one before it ends.
+        let mut before = None;
+        let closed = self.closed.iter().filter(|(end, _)| {
+            is_in(before.replace(*end).or_else(|| end.checked_sub(self.bounds.window)), *end)
+        });
+        let open = Some(&self.open.1).filter(|_| is_in(Some(self.open.0), now));
+        Selection::gather(closed.map(|(_, window)| window).chain(open), scope)
     }
 
     /// Memory of entries and stacks, estimated from above.
@@ -166,10 +175,31 @@ mod tests {
         assert!((6..=8).contains(&history.windows()), "{} windows", history.windows());
         assert_eq!(history.evicted().windows, 0, "age is no loss");
         let now = start + 100 * SECOND;
-        let last = history.select(&Scope::Process(7), 30 * SECOND, now).unwrap();
+        let last = history.select(&Scope::Process(7), 30 * SECOND, Duration::ZERO, now).unwrap();
         assert!((300..=400).contains(&last.samples), "{}", last.samples);
         assert_eq!(last.lost["map_full"] * 5, last.samples);
-        assert_eq!(history.select(&Scope::Process(8), 30 * SECOND, now).unwrap().samples, 0);
+        assert_eq!(history.select(&Scope::Process(8), 30 * SECOND, Duration::ZERO, now).unwrap().samples, 0);
+    }
+
+    #[test]
+    fn a_past_stretch_is_selected_by_how_long_ago_it_ended() {
+        let mut history = history(1 << 20);
+        let start = Instant::now();
+        for second in 1..=55 {
+            drain(&mut history, start + second * SECOND, if second <= 20 { "before" } else { "after" });
+        }
+        let now = start + 55 * SECOND;
+        let leaves = |last: u32, ago: u32| {
+            let found = history.select(&Scope::Host, last * SECOND, ago * SECOND, now);
+            let mut leaves: Vec<_> =
+                found?.entries.into_iter().map(|(key, count)| (key.stack[1].to_string(), count)).collect();
+            leaves.sort();
+            Some(leaves)
+        };
+        assert_eq!(leaves(10, 36), Some(vec![("before".into(), 200)]));
+        assert_eq!(leaves(5, 0), Some(vec![("after".into(), 50)]), "the open window");
+        assert_eq!(leaves(10, 15), Some(vec![("after".into(), 100)]));
+        assert_eq!(leaves(5, 3600), None, "older than all that is kept");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use anyhow::Context;
 use kpulse_common::container::{ContainerIdentity, Identities};
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Drained, Sample};
+use kpulse_symbolize::Processes;
+use kpulse_symbolize::process::{Executable, Identity};
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +21,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Containers whose names are kept for the list of targets.
 const MAX_CONTAINERS: usize = 4096;
+
+/// Programs that are kept for the profiles that name them.
+const MAX_EXECUTABLES: usize = 4096;
+
+/// The programs of processes, by process and name.
+pub type Executables = HashMap<(u32, Arc<str>), (Identity, Option<Executable>)>;
 
 /// Takes what was counted since the last call.
 pub type Drain = Box<dyn FnMut() -> anyhow::Result<Drained> + Send>;
@@ -53,6 +61,7 @@ pub struct State {
     pub history: History,
     pub totals: Totals,
     pub containers: HashMap<Arc<str>, Arc<ContainerIdentity>>,
+    pub executables: Executables,
 }
 
 /// The state, shared.
@@ -62,9 +71,9 @@ pub struct Shared(Arc<Mutex<State>>);
 impl Shared {
     /// An empty history with these bounds.
     pub fn new(bounds: Bounds) -> Self {
-        let state =
-            State { history: History::new(bounds), totals: Totals::default(), containers: HashMap::new() };
-        Self(Arc::new(Mutex::new(state)))
+        let (history, totals) = (History::new(bounds), Totals::default());
+        let (containers, executables) = (HashMap::new(), Executables::new());
+        Self(Arc::new(Mutex::new(State { history, totals, containers, executables })))
     }
 
     /// Locks the state. A panic elsewhere leaves counts that are still counts.
@@ -150,12 +159,14 @@ struct Counting {
     shared: Shared,
     symbols: Symbols,
     identities: Identities,
+    source: Processes,
     scope: Scope,
 }
 
 impl Counting {
     fn new(shared: Shared, scope: Scope, paths: &Paths) -> Self {
-        Self { shared, symbols: Symbols::new(paths), identities: Identities::new(paths), scope }
+        let source = Processes::new(&paths.procfs);
+        Self { shared, symbols: Symbols::new(paths), identities: Identities::new(paths), source, scope }
     }
 
     fn run(&mut self, waiting: &Receiver<Drained>) {
@@ -197,6 +208,9 @@ impl Counting {
             });
             // A kernel thread has no other name, and a process that is gone left none.
             let process = self.symbols.process_name(sample.pid).unwrap_or_else(|| thread.clone());
+            if let Some(identity) = self.symbols.identity(sample.pid) {
+                self.note_executable(&mut state.executables, (sample.pid, process.clone()), identity);
+            }
             let stack = state.history.stack(&frames);
             named.entries.push((Key { pid: sample.pid, process, thread, container, stack }, sample.count));
         }
@@ -210,6 +224,19 @@ impl Counting {
         totals.name_bytes = self.symbols.name_bytes();
         totals.addresses = self.symbols.addresses();
         totals.counted = Some(now);
+    }
+}
+
+impl Counting {
+    fn note_executable(&self, known: &mut Executables, process: (u32, Arc<str>), identity: Identity) {
+        if known.get(&process).is_some_and(|(known, _)| *known == identity) {
+            return;
+        }
+        if known.len() >= MAX_EXECUTABLES {
+            known.clear();
+        }
+        let executable = self.source.executable(process.0);
+        known.insert(process, (identity, executable));
     }
 }
 

@@ -1,29 +1,21 @@
 //! `record`: what ran during the next seconds, into one file.
 
-use crate::aggregate::{Scope, Selection};
+use crate::aggregate::Scope;
 use crate::config::Config;
 use crate::export::file::Output;
 use crate::export::folded::Folded;
-use crate::export::svg;
+use crate::export::{Format, Profile};
 use crate::history::Bounds;
 use crate::pipeline::{Pipeline, Shared, Totals};
 use crate::sample;
 use anyhow::{Context, bail};
 use kpulse_common::cli::Shutdown;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Different stacks that one recording holds.
 const MAX_ENTRIES: usize = 262_144;
-
-/// The form of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// One line a stack, for flame graph programs.
-    Folded,
-    /// A flame graph for a browser.
-    Svg,
-}
 
 /// Record a profile into a file.
 #[derive(clap::Args, Clone, Debug)]
@@ -44,6 +36,9 @@ pub struct Arguments {
     /// The form of the file
     #[arg(long, value_enum, default_value = "folded")]
     pub format: Format,
+    /// Compare with an earlier recording, a folded file: as folded lines with two counts, or as an SVG
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
     /// The file, complete or not there at all; - is standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -68,6 +63,8 @@ pub async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     {
         bail!("there is no process {pid}");
     }
+    let baseline =
+        arguments.baseline.as_deref().map(|path| read_baseline(path, arguments.format)).transpose()?;
     let output = Output::open(&arguments.output)?;
     let probes = sample::load(config);
     let mut samples = sample::open(&probes)?;
@@ -90,30 +87,35 @@ pub async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     }
     drop((unwinder, probes));
 
-    let (selection, totals) = {
+    let (selection, totals, executables) = {
         let state = shared.lock();
-        (state.history.select(&scope, whole, Instant::now()), state.totals.clone())
+        let selection = state.history.select(&scope, whole, Duration::ZERO, Instant::now());
+        (selection, state.totals.clone(), state.executables.clone())
     };
+    let selection = selection.context("nothing was recorded")?;
     if totals.drain_errors == totals.drains
         && let Some(error) = &totals.failing
     {
         bail!("cannot read the samples: {error}");
     }
-    output.finish(&render(arguments.format, &scope, selection.as_ref())?)?;
+    let (selection, executables, period) = (&selection, &executables, config.sample.period());
+    let profile = Profile { scope: &scope, selection, executables, period };
+    let content = match &baseline {
+        Some(before) => profile.render_difference(before, arguments.format),
+        None => profile.render(arguments.format),
+    };
+    output.finish(&content?)?;
     eprintln!("kpulse-profiler: {}", summary(&totals));
     Ok(())
 }
 
-fn render(format: Format, scope: &Scope, selection: Option<&Selection>) -> anyhow::Result<Vec<u8>> {
-    let entries = selection.iter().flat_map(|selection| &selection.entries).map(|(key, count)| (key, *count));
-    let folded = Folded::of(entries);
-    match format {
-        Format::Folded => Ok(folded.text().into_bytes()),
-        Format::Svg => {
-            let samples = selection.map_or(0, |selection| selection.samples);
-            svg::draw(&folded, &format!("CPU time of {}", scope.title()), &format!("{samples} samples"))
-        }
+fn read_baseline(path: &Path, format: Format) -> anyhow::Result<Folded> {
+    if !matches!(format, Format::Folded | Format::Svg) {
+        bail!("--baseline compares as folded or svg: choose one of them with --format");
     }
+    let cannot = || format!("cannot compare with {}", path.display());
+    let text = fs::read_to_string(path).with_context(cannot)?;
+    Folded::read(&text).with_context(cannot)
 }
 
 /// What became of every sample, as one line whose sum closes.

@@ -59,7 +59,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let observability = observability(config, &shared, &probes);
     let web = http::serve_protected(web, observability.handler(), protection, closed(stopped.clone()));
     let web = tokio::spawn(web);
-    let api = tokio::spawn(http::serve(api, api::handler(shared.clone()), closed(stopped)));
+    let api =
+        tokio::spawn(http::serve(api, api::handler(shared.clone(), config.sample.period()), closed(stopped)));
     notify_ready();
 
     shutdown.wait().await;

@@ -5,6 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// `EM_…` of this machine.
+#[cfg(target_arch = "aarch64")]
+pub const MACHINE: u16 = 183;
+/// `EM_…` of this machine.
+#[cfg(not(target_arch = "aarch64"))]
+pub const MACHINE: u16 = 62;
+
 const MAX_HEADERS: u64 = 65_536;
 const MAX_NAMES_BYTES: u64 = 1 << 20;
 
@@ -132,6 +139,33 @@ pub fn sections<R: ReadAt + ?Sized>(file: &R, header: &Bytes) -> Option<Vec<Sect
     Some(sections.iter().map(read).collect())
 }
 
+/// What tells one build from another: the linker's identifier in hexadecimal, or Go's as it is.
+pub fn build_id<R: ReadAt + ?Sized>(file: &R) -> Option<String> {
+    const NOTE: u32 = 4;
+    const MAX_NOTES_BYTES: u64 = 1 << 16;
+    let segments = segments(file, &header(file, MACHINE)?)?;
+    let mut gos = None;
+    for Header { segment, .. } in segments.iter().filter(|part| part.kind == NOTE) {
+        let notes = Bytes(part(file, segment.offset, segment.bytes, MAX_NOTES_BYTES)?);
+        let mut at = 0;
+        while at < notes.0.len() {
+            let [name, content] = [0, 4].map(|field| notes.u32(at + field) as usize);
+            let start = at + 12 + name.next_multiple_of(4);
+            let bytes =
+                notes.0.get(start..start + content).filter(|bytes| !bytes.is_empty() && bytes.len() <= 128);
+            match (notes.u32(at + 8), notes.0.get(at + 12..at + 16), bytes) {
+                (3, Some(b"GNU\0"), Some(bytes)) => {
+                    return Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
+                }
+                (4, Some(b"Go\0\0"), Some(bytes)) => gos = String::from_utf8(bytes.to_vec()).ok(),
+                _ => {}
+            }
+            at = start + content.next_multiple_of(4);
+        }
+    }
+    gos
+}
+
 /// A part of the file, unless it is larger than `most`.
 pub fn part<R: ReadAt + ?Sized>(file: &R, offset: u64, bytes: u64, most: u64) -> Option<Vec<u8>> {
     if bytes > most {
@@ -154,4 +188,32 @@ fn table<R: ReadAt + ?Sized>(
     }
     let bytes = part(file, offset, entries * entry_bytes, MAX_HEADERS * agreed)?;
     Some(bytes.chunks(agreed as usize).map(|entry| Bytes(entry.to_vec())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_program_has_a_build_id() {
+        let id = build_id(&File::open("/proc/self/exe").unwrap()).unwrap();
+        assert!(id.len() >= 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_notes_are_taken(notes in prop::collection::vec(any::<u32>(), 0..40), small in 0u32..64) {
+            let mut file = vec![0; 64 + 56];
+            file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+            file[18..20].copy_from_slice(&MACHINE.to_le_bytes());
+            file[32] = 64;
+            file[54..58].copy_from_slice(&[56, 0, 1, 0]);
+            file[64] = 4;
+            file[64 + 8] = 120;
+            file[64 + 32] = 12 + notes.len() as u8 * 4;
+            file.extend([4, small, 3].iter().chain(&notes).flat_map(|word| word.to_le_bytes()));
+            let _ = build_id(file.as_slice());
+        }
+    }
 }

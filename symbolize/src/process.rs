@@ -1,5 +1,6 @@
 //! Is this still the process, and the program, whose addresses were named? Its identity by `/proc/PID`.
 
+use crate::object;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
@@ -93,6 +94,14 @@ impl Processes {
         Code(maps.split(|byte| *byte == b'\n').filter_map(mapping).collect())
     }
 
+    /// The program that a process runs; `None` for a kernel thread and for a process that is gone.
+    pub fn executable(&self, pid: u32) -> Option<Executable> {
+        let link = self.folder(pid).join("exe");
+        let path = fs::read_link(&link).ok()?.to_string_lossy().into_owned();
+        let build_id = File::open(&link).ok().and_then(|file| object::build_id(&file));
+        Some(Executable { path: path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned(), build_id })
+    }
+
     /// Opens a file that the process maps; an error also for what is no plain file, since opening a device does things.
     pub fn open(&self, pid: u32, mapping: &Mapping, files: Files) -> io::Result<File> {
         self.metadata(pid, mapping, files)?;
@@ -123,6 +132,15 @@ impl Processes {
 fn follows_map_files() -> bool {
     let first = fs::read_dir("/proc/self/map_files").ok().and_then(|mut entries| entries.next()?.ok());
     first.is_some_and(|entry| fs::metadata(entry.path()).is_ok())
+}
+
+/// The program that a process runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executable {
+    /// Where it was when it was started, as the process sees it.
+    pub path: String,
+    /// What tells it from another build.
+    pub build_id: Option<String>,
 }
 
 /// Mappings with code, in order of address.

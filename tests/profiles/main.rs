@@ -1,6 +1,7 @@
 //! Does a profile tell the truth? Programs whose stacks and shares are known, recorded by the real profiler.
 
 mod go;
+mod outputs;
 mod program;
 mod record;
 mod serve;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const MAX_SECONDS: u32 = 32;
 
 /// Records into a file; returns what it says on stderr.
-fn record(scope: &[&str], seconds: u32, format: &str, file: &Path) -> String {
+pub fn record(scope: &[&str], seconds: u32, format: &str, file: &Path) -> String {
     let mut command = profiler();
     command.arg("record").args(scope).args(["--sample.hz", HZ, "--format", format, "-o"]).arg(file);
     let output = command.args(["--seconds", &seconds.to_string()]).output().expect("runs");

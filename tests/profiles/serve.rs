@@ -1,13 +1,15 @@
 //! `serve`: past profiles over HTTP, for the scopes and forms that are offered, and to this machine only.
 
 use crate::needs_root;
+use crate::outputs::go_pprof;
 use crate::program::{Shares, compile, profiler, start};
 use kpulse_tests::process::Service;
 use kpulse_tests::{http, until};
 
 #[test]
 fn serves_what_ran_until_it_is_told_to_stop() {
-    needs_root!("serves_what_ran_until_it_is_told_to_stop");
+    const TEST: &str = "serves_what_ran_until_it_is_told_to_stop";
+    needs_root!(TEST);
     let directory = tempfile::tempdir().expect("a folder");
     let program = start(&compile(directory.path()), 120);
     let mut command = profiler();
@@ -34,6 +36,18 @@ fn serves_what_ran_until_it_is_told_to_stop() {
         "{}",
         svg.headers
     );
+    for (format, field) in [("speedscope", "profiles"), ("firefox", "threads")] {
+        let answer = ask(&format!("{path}&format={format}"));
+        let json: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+        assert!(json[field].as_array().is_some_and(|threads| !threads.is_empty()), "{json}");
+    }
+    let pid = program.pid();
+    if let Some(top) = go_pprof(TEST, &format!("http://{api}/debug/pprof/profile?pid={pid}&seconds=60")) {
+        assert!(top.contains(" hot\n"), "{top}");
+    }
+    assert_eq!(ask(&format!("{path}&ago=3600")).status, 503, "nothing is that old");
+    let compared = ask(&format!("{path}&baseline=3600"));
+    assert!(compared.status == 503, "{}", compared.body);
     let targets: serde_json::Value =
         serde_json::from_str(&ask("/api/v1/targets?seconds=60").body).expect("JSON");
     let processes = targets["targets"]["processes"].as_array().expect("a list");

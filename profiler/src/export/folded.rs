@@ -5,8 +5,9 @@
 
 use crate::aggregate::Key;
 use crate::names::UNKNOWN;
+use anyhow::Context;
 use kpulse_symbolize::cut;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// Longest line without its count; readers with a 64 KiB buffer stop at a longer one.
@@ -45,9 +46,33 @@ impl Folded {
         text
     }
 
-    /// Whether there is no stack at all.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Reads lines back.
+    pub fn read(text: &str) -> anyhow::Result<Self> {
+        let mut folded = Self::default();
+        for line in text.lines() {
+            let parts = line.rsplit_once(' ').and_then(|(stack, count)| Some((stack, count.parse().ok()?)));
+            let (stack, count): (&str, u64) =
+                parts.with_context(|| format!("{line:?} is no folded stack"))?;
+            let entry = folded.0.entry(stack.to_owned()).or_default();
+            *entry = entry.saturating_add(count);
+        }
+        Ok(folded)
+    }
+
+    /// Lines with two counts, as flame graph programs compare them: that of `before`, scaled to as many samples, and this
+    /// one.
+    pub fn difference(&self, before: &Self) -> String {
+        let sum = |folded: &Self| folded.0.values().sum::<u64>() as f64;
+        let scale = sum(self) / sum(before).max(1.0);
+        let stacks: BTreeSet<&String> = self.0.keys().chain(before.0.keys()).collect();
+        let mut text = String::new();
+        for stack in stacks {
+            let [then, now] = [before, self].map(|folded| folded.0.get(stack).copied().unwrap_or(0));
+            // Without a sample of its own a profile has nothing to be scaled to.
+            let then = if scale > 0.0 { (then as f64 * scale) as u64 } else { then };
+            let _ = writeln!(text, "{stack} {then} {now}");
+        }
+        text
     }
 }
 
@@ -131,6 +156,26 @@ mod tests {
         let (frames, _) = parse(line).unwrap();
         assert_eq!((frames[0], frames[frames.len() - 1]), ("t", names[199].as_str()));
         assert_eq!(frames.iter().filter(|frame| **frame == TRUNCATED).count(), 1);
+    }
+
+    #[test]
+    fn inferno_compares_two_profiles_as_this_does() {
+        let (mut before, mut after) = (Folded::default(), Folded::default());
+        before.add("t", ["operator new 12", "<script>"], 30);
+        before.add("t", ["gone"], 10);
+        after.add("t", ["operator new 12", "<script>"], 10);
+        after.add("t", ["come;d"], 10);
+        let mut lines = Vec::new();
+        let options = inferno::differential::Options { normalize: true, ..Default::default() };
+        let [one, other] = [&before, &after].map(Folded::text);
+        inferno::differential::from_readers(options, one.as_bytes(), other.as_bytes(), &mut lines).unwrap();
+        let text = String::from_utf8(lines).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(after.difference(&before).lines().collect::<Vec<_>>(), lines);
+        assert_eq!(lines, ["t;come_d 0 10", "t;gone 5 0", "t;operator new_12;<script> 15 10"]);
+        assert_eq!(Folded::read(&one).unwrap(), before);
+        assert!(Folded::read("no count").is_err());
     }
 
     proptest! {

@@ -1,5 +1,190 @@
-//! Profiles as other programs read them: [`folded`] lines and [`svg`] flame graphs, and the [`file`] they go to.
+//! Profiles as other programs read them, and the [`file`] they go to.
 
 pub mod file;
+pub mod firefox;
 pub mod folded;
+pub mod json;
+pub mod pprof;
+pub mod speedscope;
 pub mod svg;
+
+use crate::aggregate::{Key, Scope, Selection};
+use crate::names::KERNEL_SUFFIX;
+use crate::pipeline::Executables;
+use folded::Folded;
+use kpulse_common::clock::rfc3339;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+/// The form of a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One line a stack, for flame graph programs
+    Folded,
+    /// A flame graph for a browser
+    Svg,
+    /// Stacks as data
+    Json,
+    /// Gzipped protobuf for `go tool pprof` and what else reads its format
+    Pprof,
+    /// For <https://www.speedscope.app>
+    Speedscope,
+    /// For <https://profiler.firefox.com>
+    Firefox,
+}
+
+impl Format {
+    /// Its media type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Folded => "text/plain; charset=utf-8",
+            Self::Svg => "image/svg+xml",
+            Self::Json | Self::Speedscope | Self::Firefox => "application/json",
+            Self::Pprof => "application/octet-stream",
+        }
+    }
+}
+
+/// What is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Profile<'a> {
+    pub scope: &'a Scope,
+    pub selection: &'a Selection,
+    /// The programs that the processes run.
+    pub executables: &'a Executables,
+    /// CPU time that a sample stands for.
+    pub period: Duration,
+}
+
+impl Profile<'_> {
+    /// The profile in a form.
+    pub fn render(&self, format: Format) -> anyhow::Result<Vec<u8>> {
+        Ok(match format {
+            Format::Folded => self.folded().text().into_bytes(),
+            Format::Svg => svg::draw(self.folded().text().lines(), &self.title(), &self.subtitle())?,
+            Format::Json => serde_json::to_vec(&json::document(self))?,
+            Format::Pprof => pprof::encode(self)?,
+            Format::Speedscope => serde_json::to_vec(&speedscope::document(self))?,
+            Format::Firefox => serde_json::to_vec(&firefox::document(self))?,
+        })
+    }
+
+    /// How the profile differs from an earlier one: as lines with two counts, or as a flame graph that is red where there
+    /// is more. The earlier one counts as if it had as many samples.
+    pub fn render_difference(&self, before: &Folded, format: Format) -> anyhow::Result<Vec<u8>> {
+        let lines = self.folded().difference(before);
+        match format {
+            Format::Folded => Ok(lines.into_bytes()),
+            Format::Svg => svg::draw(lines.lines(), &format!("{}, compared", self.title()), &self.subtitle()),
+            _ => anyhow::bail!("a comparison is folded or svg"),
+        }
+    }
+
+    /// Its stacks as text.
+    pub fn folded(&self) -> Folded {
+        Folded::of(self.selection.entries.iter().map(|(key, count)| (key, *count)))
+    }
+
+    fn title(&self) -> String {
+        format!("CPU time of {}", self.scope.title())
+    }
+
+    fn subtitle(&self) -> String {
+        let Selection { from, to, samples, .. } = self.selection;
+        format!("{} to {}, {samples} samples", rfc3339(*from), rfc3339(*to))
+    }
+
+    /// The stacks in an order that is the same each time, most samples first.
+    fn sorted(&self) -> Vec<(&Key, u64)> {
+        let mut stacks: Vec<_> = self.selection.entries.iter().map(|(key, count)| (key, *count)).collect();
+        stacks.sort_by(|(one, count), (other, more)| {
+            let names = |key: &Key| (key.pid, key.thread.clone(), key.process.clone(), key.container.clone());
+            more.cmp(count)
+                .then_with(|| names(one).cmp(&names(other)))
+                .then_with(|| one.stack.cmp(&other.stack))
+        });
+        stacks
+    }
+}
+
+/// Whether a frame is the kernel's, and its name without what says so.
+fn kernel_name(frame: &str) -> Option<&str> {
+    frame.strip_suffix(KERNEL_SUFFIX)
+}
+
+/// Values in the order in which they first came, each once.
+struct Numbered<T> {
+    numbers: HashMap<T, usize>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Numbered<T> {
+    fn default() -> Self {
+        Self { numbers: HashMap::new(), values: Vec::new() }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Numbered<T> {
+    fn number(&mut self, value: T) -> usize {
+        let next = self.values.len();
+        *self.numbers.entry(value.clone()).or_insert_with(|| {
+            self.values.push(value);
+            next
+        })
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::aggregate::Window;
+    use kpulse_symbolize::process::{Executable, Identity};
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    /// Two threads of a process and one of another: 7 + 2 + 1 samples.
+    pub fn selection() -> Selection {
+        let mut window = Window::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000), 9);
+        window.to = window.from + Duration::from_secs(10);
+        for (pid, thread, frames, count) in [
+            (7, "worker", &["main", "hot \"a\"", "read_[k]"][..], 7),
+            (7, "main", &["main", "hot \"a\""], 2),
+            (8, "other", &[], 1),
+        ] {
+            let stack: Vec<Arc<str>> = frames.iter().map(|frame| Arc::from(*frame)).collect();
+            let container = (pid == 7).then(|| Arc::from("4f5e6d7c8b9a"));
+            let process = Arc::from(if pid == 7 { "burn" } else { "kthread" });
+            window.add(Key { pid, process, thread: thread.into(), container, stack: stack.into() }, count);
+        }
+        Selection::gather([&window], &Scope::Host).unwrap()
+    }
+
+    /// The profile of these samples, in which process 7 runs a program that is known.
+    pub fn check(selection: &Selection, check: impl FnOnce(&Profile<'_>)) {
+        let identity = Identity { start_ticks: 1, code: 2, stack: 3 };
+        let executable = Executable { path: "/bin/burn".into(), build_id: Some("c0ffee".into()) };
+        let executables = Executables::from([((7, Arc::from("burn")), (identity, Some(executable)))]);
+        let period = Duration::from_nanos(1_000_000_000 / 99);
+        check(&Profile { scope: &Scope::Host, selection, executables: &executables, period });
+    }
+
+    #[test]
+    fn a_comparison_counts_both_profiles() {
+        let selection = selection();
+        let mut before = Folded::default();
+        before.add("main", ["main", "hot \"a\""], 15);
+        before.add("main", ["gone"], 5);
+        check(&selection, |profile| {
+            let render =
+                |format| String::from_utf8(profile.render_difference(&before, format).unwrap()).unwrap();
+            assert_eq!(
+                render(Format::Folded),
+                "main;gone 2 0\nmain;main;hot \"a\" 7 2\nother 0 1\nworker;main;hot \"a\";read_[k] 0 7\n"
+            );
+            let svg = render(Format::Svg);
+            assert!(svg.contains("compared") && svg.contains("; +70.00%"), "{svg}");
+            assert!(profile.render_difference(&before, Format::Pprof).is_err());
+        });
+    }
+}

@@ -1,36 +1,42 @@
 //! A flame graph that a browser shows by itself: one SVG file, searchable, zoomable, nothing loaded from elsewhere.
 
-use super::folded::Folded;
 use anyhow::Context;
 use inferno::flamegraph::{self, Options};
 
-/// Draws folded stacks. Without a stack, the picture says so instead of being an error.
-pub fn draw(folded: &Folded, title: &str, subtitle: &str) -> anyhow::Result<Vec<u8>> {
+/// Draws folded lines; those with two counts make a comparison. Without a stack, the picture says so instead of being an
+/// error.
+pub fn draw<'a>(
+    lines: impl Iterator<Item = &'a str>,
+    title: &str,
+    subtitle: &str,
+) -> anyhow::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title.to_owned();
     options.subtitle = Some(subtitle.to_owned());
     options.count_name = "samples".into();
     // A function keeps its colour from one picture to the next.
     options.deterministic = true;
+    let mut lines = lines.peekable();
+    let nothing = lines.peek().is_none().then_some("no samples 1");
     let mut svg = Vec::new();
-    if folded.is_empty() {
-        let lines = ["no samples 1"];
-        flamegraph::from_lines(&mut options, lines, &mut svg).context("cannot draw the flame graph")?;
-        return Ok(svg);
-    }
-    let text = folded.text();
-    flamegraph::from_lines(&mut options, text.lines(), &mut svg).context("cannot draw the flame graph")?;
+    flamegraph::from_lines(&mut options, nothing.into_iter().chain(lines), &mut svg)
+        .context("cannot draw the flame graph")?;
     Ok(svg)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::folded::Folded;
     use proptest::prelude::*;
+
+    fn drawn(folded: &Folded, title: &str, subtitle: &str) -> String {
+        String::from_utf8(draw(folded.text().lines(), title, subtitle).unwrap()).unwrap()
+    }
 
     #[test]
     fn an_empty_profile_is_a_picture_that_says_so() {
-        let svg = String::from_utf8(draw(&Folded::default(), "host", "").unwrap()).unwrap();
+        let svg = drawn(&Folded::default(), "host", "");
         assert!(svg.contains("no samples"));
     }
 
@@ -38,7 +44,7 @@ mod tests {
     fn markup_in_a_name_stays_text() {
         let mut folded = Folded::default();
         folded.add("t", ["<script>alert(1)</script>"], 3);
-        let svg = String::from_utf8(draw(&folded, "<b>host", "a & b").unwrap()).unwrap();
+        let svg = drawn(&folded, "<b>host", "a & b");
         assert!(!svg.contains("<script>alert") && !svg.contains("<b>host"));
         assert!(svg.contains("&lt;script&gt;alert(1)"));
     }
@@ -49,7 +55,7 @@ mod tests {
         fn draws_any_names(names in prop::collection::vec(any::<String>(), 1..6), count in 1u64..1000) {
             let mut folded = Folded::default();
             folded.add(&names[0], names[1..].iter().map(String::as_str), count);
-            let svg = String::from_utf8(draw(&folded, "host", "").expect("draws")).expect("is text");
+            let svg = drawn(&folded, "host", "");
             let total = format!("total_samples=\"{count}\"");
             prop_assert!(svg.contains(&total), "{}", svg);
         }

@@ -3,13 +3,13 @@
 use super::page;
 use super::targets::Targets;
 use crate::aggregate::{Scope, Selection};
-use crate::export::folded::Folded;
-use crate::export::svg;
+use crate::export::json::window;
+use crate::export::{Format, Profile};
 use crate::pipeline::Shared;
+use clap::ValueEnum;
 use hyper::header::{CONTENT_SECURITY_POLICY, HOST, HeaderValue};
-use kpulse_common::clock::rfc3339;
 use kpulse_common::http::{self, Handler, Request, Response};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,19 +21,15 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 /// Longest stretch that is answered, seconds.
 const MAX_SECONDS: u64 = 86_400;
 
-/// The form of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Folded,
-    Svg,
-    Json,
-}
-
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
     pub scope: Scope,
     pub last: Duration,
+    /// How long ago that stretch ended.
+    pub ago: Duration,
+    /// How long before it the stretch ended that it is compared with.
+    pub baseline: Option<Duration>,
     pub format: Format,
 }
 
@@ -41,11 +37,15 @@ pub struct Query {
 type Refusal = (u16, String);
 
 impl Query {
-    /// Reads `scope`, `pid`, `container`, `seconds` and `format`; whatever else is there is refused by name.
+    /// Reads `scope`, `pid`, `container`, `seconds`, `ago`, `baseline` and `format`; whatever else is there is refused by name.
     pub fn of(parameters: &[(String, String)], default_seconds: u64) -> Result<Self, Refusal> {
         let bad = |sentence: String| Err((400, sentence));
         let (mut scope, mut pid, mut container, mut format) = (None, None, None, Format::Folded);
-        let mut seconds = default_seconds;
+        let (mut seconds, mut ago, mut baseline) = (default_seconds, 0, None);
+        let stretch = |name: &str, value: &str, least: u64| match value.parse() {
+            Ok(number) if (least..=MAX_SECONDS).contains(&number) => Ok(number),
+            _ => Err((400, format!("{name} is a whole number from {least} to {MAX_SECONDS}"))),
+        };
         for (name, value) in parameters {
             match (name.as_str(), value.as_str()) {
                 ("scope", "host" | "process" | "container") => scope = Some(value.as_str()),
@@ -55,15 +55,18 @@ impl Query {
                     Err(_) => return bad("pid is the number of a process".into()),
                 },
                 ("container", id) => container = Some(id.to_owned()),
-                ("seconds", _) => match value.parse() {
-                    Ok(number) if (1..=MAX_SECONDS).contains(&number) => seconds = number,
-                    _ => return bad(format!("seconds is a whole number from 1 to {MAX_SECONDS}")),
+                ("seconds", _) => seconds = stretch(name, value, 1)?,
+                ("ago", _) => ago = stretch(name, value, 0)?,
+                ("baseline", _) => baseline = Some(stretch(name, value, 1)?),
+                ("format", _) => match Format::from_str(value, false) {
+                    Ok(known) => format = known,
+                    Err(_) => return bad("format is folded, svg, json, pprof, speedscope or firefox".into()),
                 },
-                ("format", "folded") => format = Format::Folded,
-                ("format", "svg") => format = Format::Svg,
-                ("format", "json") => format = Format::Json,
-                ("format", _) => return bad("format is folded, svg or json".into()),
-                _ => return bad("the parameters are scope, pid, container, seconds and format".into()),
+                _ => {
+                    return bad(
+                        "the parameters are scope, pid, container, seconds, ago, baseline and format".into(),
+                    );
+                }
             }
         }
         let scope = match (scope, pid, container) {
@@ -74,21 +77,29 @@ impl Query {
             (Some("container"), None, _) => return bad("scope=container needs container=".into()),
             _ => return bad("pid goes with scope=process, container with scope=container".into()),
         };
-        Ok(Self { scope, last: Duration::from_secs(seconds), format })
+        if baseline.is_some() && !matches!(format, Format::Folded | Format::Svg) {
+            return bad("a comparison is folded or svg".into());
+        }
+        let [last, ago] = [seconds, ago].map(Duration::from_secs);
+        Ok(Self { scope, last, ago, baseline: baseline.map(Duration::from_secs), format })
     }
 }
 
 /// Answers the API and the page.
-pub fn handler(shared: Shared) -> Handler {
+pub fn handler(shared: Shared, period: Duration) -> Handler {
     Arc::new(move |request| {
-        answer(&shared, request).unwrap_or_else(|(status, sentence)| refuse(status, &sentence))
+        answer(&shared, period, request).unwrap_or_else(|(status, sentence)| refuse(status, &sentence))
     })
 }
 
-fn answer(shared: &Shared, request: &Request) -> Result<Response, Refusal> {
+fn answer(shared: &Shared, period: Duration, request: &Request) -> Result<Response, Refusal> {
     check_host(request)?;
     match request.path.as_str() {
-        "/api/v1/profile" => profile(shared, &Query::of(&request.query, 10)?),
+        "/api/v1/profile" => profile(shared, period, &Query::of(&request.query, 10)?),
+        // As Go programs serve their own, but at once: what it would wait for is there already.
+        "/debug/pprof/profile" => {
+            profile(shared, period, &Query { format: Format::Pprof, ..Query::of(&request.query, 30)? })
+        }
         "/api/v1/targets" => {
             let query = Query::of(&request.query, 60)?;
             let (selection, targets) = targets(shared, &query)?;
@@ -99,7 +110,7 @@ fn answer(shared: &Shared, request: &Request) -> Result<Response, Refusal> {
             let (selection, targets) = targets(shared, &query)?;
             Ok(guarded(http::html(page::render(&query, &selection, &targets))))
         }
-        _ => Err((404, "there are /, /api/v1/profile and /api/v1/targets".into())),
+        _ => Err((404, "there are /, /api/v1/profile, /api/v1/targets and /debug/pprof/profile".into())),
     }
 }
 
@@ -117,64 +128,32 @@ fn check_host(request: &Request) -> Result<(), Refusal> {
     Err((403, "profiles are served to this machine: ask for localhost or 127.0.0.1".into()))
 }
 
-fn select(shared: &Shared, scope: &Scope, last: Duration) -> Result<Selection, Refusal> {
-    let selection = shared.lock().history.select(scope, last, Instant::now());
-    selection.ok_or_else(|| (503, "there is no profile yet".into()))
+fn select(shared: &Shared, scope: &Scope, last: Duration, ago: Duration) -> Result<Selection, Refusal> {
+    let selection = shared.lock().history.select(scope, last, ago, Instant::now());
+    selection.ok_or_else(|| (503, "there is no profile of that time".into()))
 }
 
 fn targets(shared: &Shared, query: &Query) -> Result<(Selection, Targets), Refusal> {
-    let selection = select(shared, &Scope::Host, query.last)?;
+    let selection = select(shared, &Scope::Host, query.last, query.ago)?;
     let identities = shared.lock().containers.clone();
     let targets = Targets::of(&selection, &identities);
     Ok((selection, targets))
 }
 
-fn profile(shared: &Shared, query: &Query) -> Result<Response, Refusal> {
-    let selection = select(shared, &query.scope, query.last)?;
-    if query.format == Format::Json {
-        return Ok(http::json(&document(query, &selection)));
-    }
-    let folded = Folded::of(selection.entries.iter().map(|(key, count)| (key, *count)));
-    if query.format == Format::Folded {
-        return Ok(http::text(200, folded.text()));
-    }
-    let title = format!("CPU time of {}", query.scope.title());
-    let subtitle =
-        format!("{} to {}, {} samples", rfc3339(selection.from), rfc3339(selection.to), selection.samples);
-    let drawn = svg::draw(&folded, &title, &subtitle).ok().and_then(|svg| String::from_utf8(svg).ok());
-    let drawn = drawn.ok_or_else(|| (500, "the flame graph cannot be drawn".to_owned()))?;
-    Ok(guarded(http::typed(200, "image/svg+xml", drawn)))
-}
-
-/// A profile as data: stacks from root to leaf.
-fn document(query: &Query, selection: &Selection) -> Value {
-    let mut stacks: Vec<_> = selection.entries.iter().collect();
-    stacks.sort_by(|(one, count), (other, more)| {
-        more.cmp(count)
-            .then_with(|| (one.pid, &one.thread, &one.stack).cmp(&(other.pid, &other.thread, &other.stack)))
-    });
-    let stacks: Vec<_> = stacks
-        .into_iter()
-        .map(|(key, count)| {
-            let frames: Vec<&str> = key.stack.iter().map(AsRef::as_ref).collect();
-            json!({
-                "process": { "pid": key.pid, "name": &*key.process, "thread": { "name": &*key.thread } },
-                "container": key.container.as_deref().map(|id| json!({ "id": id })),
-                "frames": frames,
-                "count": count,
-            })
-        })
-        .collect();
-    json!({ "scope": query.scope.title(), "window": window(selection), "stacks": stacks })
-}
-
-fn window(selection: &Selection) -> Value {
-    json!({
-        "from": rfc3339(selection.from),
-        "to": rfc3339(selection.to),
-        "samples": selection.samples,
-        "lost": selection.lost,
-    })
+fn profile(shared: &Shared, period: Duration, query: &Query) -> Result<Response, Refusal> {
+    let of = |ago| select(shared, &query.scope, query.last, ago);
+    let selection = of(query.ago)?;
+    let executables = shared.lock().executables.clone();
+    let profile = Profile { scope: &query.scope, selection: &selection, executables: &executables, period };
+    let content = match query.baseline {
+        None => profile.render(query.format),
+        Some(baseline) => {
+            let before = Profile { selection: &of(query.ago + baseline)?, ..profile }.folded();
+            profile.render_difference(&before, query.format)
+        }
+    };
+    let content = content.map_err(|error| (500, format!("the profile cannot be written: {error:#}")))?;
+    Ok(guarded(http::typed(200, query.format.content_type(), content)))
 }
 
 fn guarded(mut response: Response) -> Response {
@@ -218,6 +197,9 @@ mod tests {
             "seconds=0",
             "seconds=1e9",
             "format=pdf",
+            "ago=-1",
+            "baseline=0",
+            "baseline=9&format=pprof",
             "scope=host&pid=1",
             "pid=1&container=a",
             "what=1",

@@ -60,7 +60,9 @@ pub fn render(query: &Query, selection: &Selection, targets: &Targets) -> String
     put(
         &mut page,
         format_args!(
-            "<a href=\"{source}svg\">SVG</a><a href=\"{source}folded\">folded</a><a href=\"{source}json\">JSON</a></nav>\n\
+            "<a href=\"{source}svg\">SVG</a><a href=\"{source}folded\">folded</a><a href=\"{source}json\">JSON</a>\
+         <a href=\"{source}pprof\">pprof</a><a href=\"{source}speedscope\">speedscope</a>\
+         <a href=\"{source}firefox\">Firefox Profiler</a></nav>\n\
          <iframe src=\"{source}svg\" title=\"Flame graph\"></iframe>\n"
         ),
     );
@@ -182,9 +184,9 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::Format;
     use super::*;
     use crate::aggregate::{Key, Window};
+    use crate::export::Format;
     use std::collections::HashMap;
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
@@ -208,7 +210,13 @@ mod tests {
         let selection = Selection::gather([&window], &Scope::Host).unwrap();
         let targets = Targets::of(&selection, &HashMap::new());
         let scope = Scope::Container(hostile.into());
-        let query = Query { scope, last: Duration::from_secs(60), format: Format::Svg };
+        let query = Query {
+            scope,
+            last: Duration::from_secs(60),
+            ago: Duration::ZERO,
+            baseline: None,
+            format: Format::Svg,
+        };
         let page = render(&query, &selection, &targets);
         assert!(!page.contains("<script") && !page.contains('\u{1b}'));
         assert!(page.contains("&lt;script&gt;alert(1)"));

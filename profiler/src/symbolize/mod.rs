@@ -11,6 +11,7 @@ use kernel::Kernel;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::Sample;
 use kpulse_symbolize::native::Detail;
+use kpulse_symbolize::process::Identity;
 use kpulse_symbolize::{Nameless, Native, Processes, cut, instructions};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -77,6 +78,11 @@ impl Symbols {
     /// What the process of a resolved sample is called; `None` when it was gone before that was asked.
     pub fn process_name(&self, pid: u32) -> Option<Arc<str>> {
         self.native.process_name(pid).cloned()
+    }
+
+    /// Which program the process of a resolved sample runs, as far as that is known.
+    pub fn identity(&self, pid: u32) -> Option<Identity> {
+        self.native.identity(pid)
     }
 
     /// The shared copy of a name.

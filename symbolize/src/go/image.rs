@@ -2,11 +2,6 @@
 
 use crate::object::{self, Bytes, Header, ReadAt, Section, Segment};
 
-#[cfg(target_arch = "aarch64")]
-pub const MACHINE: u16 = 183;
-#[cfg(not(target_arch = "aarch64"))]
-pub const MACHINE: u16 = 62;
-
 const LOAD: u32 = 1;
 /// More than any program's, and small enough that sums of addresses and offsets do not overflow.
 const MAX_ADDRESS: u64 = 1 << 56;
@@ -30,7 +25,7 @@ pub struct Image<R> {
 impl<R: ReadAt> Image<R> {
     /// Reads the headers: segments, and what sections there are.
     pub fn read(file: R) -> Option<(Self, Vec<Section>)> {
-        let header = object::header(&file, MACHINE)?;
+        let header = object::header(&file, object::MACHINE)?;
         let segments = object::segments(&file, &header)?;
         let sections = object::sections(&file, &header).unwrap_or_default();
         let is_sane = |part: &Header| {

@@ -57,7 +57,7 @@ fn program(version: Version) -> Vec<u8> {
         Version::Go1_20 => 0xffff_fff1,
     };
     put(0, b"\x7fELF\x02\x01");
-    put(18, &super::image::MACHINE.to_le_bytes());
+    put(18, &crate::object::MACHINE.to_le_bytes());
     put(0x100, &magic.to_le_bytes());
     put(0x104, &[0, 0, 1, 8]);
     put(0x200, NAMES);
@@ -85,9 +85,10 @@ fn program(version: Version) -> Vec<u8> {
     file
 }
 
+type Distances = Vec<(u64, i32)>;
 type Names = Vec<Option<Vec<String>>>;
 
-fn everything(file: &[u8]) -> Option<(Vec<Function>, Vec<(u64, i32)>, Names)> {
+fn everything(file: &[u8]) -> Option<(Vec<Function>, Distances, Names)> {
     let mut table = Table::read(file)?;
     let functions: Vec<Function> =
         (0..table.functions().min(100)).filter_map(|number| table.function(number)).collect();
