@@ -21,6 +21,8 @@ pub struct Config {
     pub web: Web,
     /// Profiles and the page.
     pub api: Api,
+    /// Where the windows of the history go as they close.
+    pub upload: Upload,
     /// Log lines.
     pub log: Log,
     /// Where the kernel's file systems are mounted.
@@ -101,6 +103,39 @@ impl Default for Api {
     }
 }
 
+/// The `upload:` block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upload {
+    /// Address of a store of profiles, `http://` or `https://`; empty for none.
+    pub url: String,
+    /// What the store understands.
+    pub form: UploadForm,
+    /// How long the store may take for an answer.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Default for Upload {
+    fn default() -> Self {
+        Self { url: String::new(), form: UploadForm::PyroscopePush, timeout: Duration::from_secs(10) }
+    }
+}
+
+/// What a store of profiles understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UploadForm {
+    /// Pyroscope's `/ingest`, folded.
+    Pyroscope,
+    /// Pyroscope's `push.v1`, pprof.
+    PyroscopePush,
+    /// OTLP profiles over HTTP, `v1development`.
+    Otlp,
+    /// Parca's `WriteRaw` over HTTP, pprof.
+    Parca,
+}
+
 /// Flags of both subcommands.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling")]
@@ -134,6 +169,12 @@ pub struct ServeFlags {
     /// Address of profiles and the page, loopback only [default: 127.0.0.1:10852]
     #[arg(long = "api.listen-address", value_name = "ADDRESS")]
     pub api: Option<String>,
+    /// Address of a store of profiles that gets every window
+    #[arg(long = "upload.url", value_name = "URL")]
+    pub upload_url: Option<String>,
+    /// What the store understands: pyroscope, pyroscope-push, otlp or parca [default: pyroscope-push]
+    #[arg(long = "upload.form", value_name = "FORM")]
+    pub upload_form: Option<String>,
 }
 
 /// Reads all layers and refuses what cannot work.
@@ -149,6 +190,8 @@ pub fn load(common: &CommonFlags, sample: &SampleFlags, serve: &ServeFlags) -> a
         ("web.listen_address", text(&serve.web)),
         ("web.config_file", text(&serve.web_config_file)),
         ("api.listen_address", text(&serve.api)),
+        ("upload.url", text(&serve.upload_url)),
+        ("upload.form", text(&serve.upload_form)),
     ];
     let mut overrides = common.overrides();
     overrides.extend(given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));

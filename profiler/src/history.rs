@@ -42,6 +42,8 @@ pub struct History {
     closed: VecDeque<(Instant, Window)>,
     stacks: Interned<[Arc<str>]>,
     entries: usize,
+    /// Windows that went, for whatever reason.
+    gone: u64,
     evicted: Evicted,
 }
 
@@ -55,6 +57,7 @@ impl History {
             closed: VecDeque::new(),
             stacks: Interned::default(),
             entries: 0,
+            gone: 0,
             evicted: Evicted::default(),
         }
     }
@@ -109,7 +112,15 @@ impl History {
     fn forget_oldest(&mut self) -> Option<u64> {
         let (_, oldest) = self.closed.pop_front()?;
         self.entries -= oldest.len();
+        self.gone += 1;
         Some(oldest.stored)
+    }
+
+    /// The first closed window with this number or a later one, and its number; they are counted from 0.
+    pub fn closed(&self, number: u64) -> Option<(u64, Window)> {
+        let number = number.max(self.gone);
+        let (_, window) = self.closed.get(usize::try_from(number - self.gone).ok()?)?;
+        Some((number, window.clone()))
     }
 
     /// Windows that reach into the stretch of this length which ended so long `ago`; the open one ends now.

@@ -11,6 +11,7 @@ mod sample;
 mod serve;
 mod symbolize;
 mod unwind;
+mod upload;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use kpulse_common::cli::{self, CommonFlags};

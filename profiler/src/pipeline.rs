@@ -44,6 +44,8 @@ pub struct Totals {
     pub tables: Size,
     /// Frames without a name, by reason.
     pub unsymbolized: Losses,
+    /// Windows sent to a store, by what became of them.
+    pub uploads: Losses,
     pub drains: u64,
     pub drain_errors: u64,
     /// What the last drain failed with; `None` after a good one.

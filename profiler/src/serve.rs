@@ -10,6 +10,7 @@ use crate::config::{Config, check_loopback};
 use crate::history::Bounds;
 use crate::pipeline::{Pipeline, Shared};
 use crate::sample;
+use crate::upload::Uploader;
 use anyhow::Context;
 use kpulse_common::cli::{Shutdown, notify_ready, notify_stopping};
 use kpulse_common::http::{self, Observability, WebConfig};
@@ -39,6 +40,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         max_age: kept.max_age,
         max_bytes: usize::try_from(kept.max_bytes).unwrap_or(usize::MAX),
     });
+    let uploader = Uploader::new(&config.upload, config.sample.period(), &shared)?;
     let probes = sample::load(config);
     // Without samples the answers still say why, so that nobody has to search a log for it.
     let pipeline = match sample::open(&probes) {
@@ -59,8 +61,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let observability = observability(config, &shared, &probes);
     let web = http::serve_protected(web, observability.handler(), protection, closed(stopped.clone()));
     let web = tokio::spawn(web);
-    let api =
-        tokio::spawn(http::serve(api, api::handler(shared.clone(), config.sample.period()), closed(stopped)));
+    let api = tokio::spawn(http::serve(
+        api,
+        api::handler(shared.clone(), config.sample.period()),
+        closed(stopped.clone()),
+    ));
+    let upload = uploader.map(|uploader| tokio::spawn(uploader.run(stopped.clone())));
     notify_ready();
 
     shutdown.wait().await;
@@ -76,6 +82,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
             _ = last => {}
             () = shutdown.wait() => {}
         }
+    }
+    if let Some(upload) = upload {
+        upload.await.context("the uploads failed")?;
     }
     web.await.context("the metrics server failed")??;
     api.await.context("the API server failed")??;

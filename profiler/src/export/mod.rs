@@ -114,9 +114,9 @@ fn kernel_name(frame: &str) -> Option<&str> {
 }
 
 /// Values in the order in which they first came, each once.
-struct Numbered<T> {
+pub struct Numbered<T> {
     numbers: HashMap<T, usize>,
-    values: Vec<T>,
+    pub values: Vec<T>,
 }
 
 impl<T> Default for Numbered<T> {
@@ -126,7 +126,7 @@ impl<T> Default for Numbered<T> {
 }
 
 impl<T: Clone + Eq + Hash> Numbered<T> {
-    fn number(&mut self, value: T) -> usize {
+    pub fn number(&mut self, value: T) -> usize {
         let next = self.values.len();
         *self.numbers.entry(value.clone()).or_insert_with(|| {
             self.values.push(value);

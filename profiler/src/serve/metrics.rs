@@ -49,6 +49,11 @@ const DRAIN_ERRORS: MetricDef = MetricDef::counter(
     "Times when samples could not be read from the kernel.",
     &[],
 );
+const UPLOADS: MetricDef = MetricDef::counter(
+    "kpulse_profiler_uploads_total",
+    "Windows that a store of profiles took (sent) or did not (refused, lost), and attempts before that (retried).",
+    &[Label::Named("outcome")],
+);
 const HISTORY_BYTES: MetricDef = MetricDef::gauge(
     "kpulse_profiler_history_bytes",
     "Memory of the kept stacks and their counts, estimated from above.",
@@ -98,6 +103,9 @@ pub fn collect(shared: &Shared, probes: &ProbeSet, paths: &Paths) -> Samples {
             for (reason, count) in &totals.tables.refused {
                 out.count(&TABLE_REFUSED, &[reason], *count);
             }
+        }
+        for (outcome, count) in &totals.uploads {
+            out.count(&UPLOADS, &[outcome], *count);
         }
         let history = &state.history;
         out.count(&DRAIN_ERRORS, &[], totals.drain_errors);

@@ -1,0 +1,189 @@
+//! Sends every closed window to a store of profiles, once and in order.
+//!
+//! The history is the queue: a store that is down or slow costs no memory, and a window that left the history before the
+//! store took it is counted.
+
+mod otlp;
+mod request;
+
+use crate::aggregate::Window;
+use crate::config::Upload;
+use crate::pipeline::Shared;
+use anyhow::{Context, anyhow, bail};
+use http_body_util::{BodyExt, Collected, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode, Uri};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use request::{Outgoing, Source};
+use rustls::{ClientConfig, RootCertStore};
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// How often it is looked whether a window was closed.
+const BEAT: Duration = Duration::from_secs(1);
+/// Between two attempts; it doubles up to the second.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(60)];
+/// Longest part of an answer that is read, for the log.
+const ANSWER_MAX: usize = 4096;
+
+/// What became of windows and attempts.
+const SENT: &str = "sent";
+const REFUSED: &str = "refused";
+const LOST: &str = "lost";
+const RETRIED: &str = "retried";
+
+/// Sends windows to one store.
+pub struct Uploader {
+    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    config: Upload,
+    period: Duration,
+    shared: Shared,
+}
+
+/// Why something was not taken.
+enum Failure {
+    /// It may be taken later.
+    Passing(anyhow::Error),
+    /// It never will.
+    Refused(anyhow::Error),
+}
+
+impl Uploader {
+    /// Checks the address; the store need not be there. `None` where none is set.
+    pub fn new(config: &Upload, period: Duration, shared: &Shared) -> anyhow::Result<Option<Self>> {
+        if config.url.is_empty() {
+            return Ok(None);
+        }
+        let url: Uri =
+            config.url.parse().with_context(|| format!("upload.url {:?} is no address", config.url))?;
+        let tls = ClientConfig::builder();
+        let tls = match url.scheme_str() {
+            Some("https") => {
+                tls.with_native_roots().context("upload.url is https, but there are no roots to trust")?
+            }
+            Some("http") => tls.with_root_certificates(RootCertStore::empty()),
+            _ => bail!("upload.url {:?} begins neither with http:// nor https://", config.url),
+        };
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(config.timeout));
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls.with_no_client_auth()).https_or_http();
+        let http =
+            Client::builder(TokioExecutor::new()).build(https.enable_http1().wrap_connector(connector));
+        Ok(Some(Self { http, config: config.clone(), period, shared: shared.clone() }))
+    }
+
+    /// Sends until it is told to stop; what is under way then is given up.
+    pub async fn run(self, mut stopped: watch::Receiver<()>) {
+        tokio::select! {
+            () = self.send_all() => {}
+            () = async { while stopped.changed().await.is_ok() {} } => {}
+        }
+    }
+
+    async fn send_all(&self) {
+        let mut next = 0;
+        loop {
+            let closed = self.shared.lock().history.closed(next);
+            let Some((number, window)) = closed else {
+                sleep(BEAT).await;
+                continue;
+            };
+            self.count(LOST, number - next);
+            next = number + 1;
+            self.send(number, window).await;
+        }
+    }
+
+    /// Sends a window until the store has it, refuses it, or the window has left the history.
+    async fn send(&self, number: u64, window: Window) {
+        let Some(mut waiting) = self.requests(window).await else { return self.count(LOST, 1) };
+        let mut pause = PAUSES[0];
+        let mut outcome = SENT;
+        while let Some(next) = waiting.front() {
+            match self.post(next).await {
+                Ok(()) => {
+                    waiting.pop_front();
+                    pause = PAUSES[0];
+                }
+                Err(Failure::Refused(error)) => {
+                    tracing::warn!(error = format!("{error:#}"), "a profile was refused");
+                    waiting.pop_front();
+                    outcome = REFUSED;
+                }
+                Err(Failure::Passing(error)) => {
+                    self.count(RETRIED, 1);
+                    tracing::debug!(error = format!("{error:#}"), "a profile waits");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES[1]);
+                    let kept = self.shared.lock().history.closed(number);
+                    if kept.is_none_or(|(kept, _)| kept != number) {
+                        tracing::warn!(error = format!("{error:#}"), "a profile was given up");
+                        outcome = LOST;
+                        break;
+                    }
+                }
+            }
+        }
+        self.count(outcome, 1);
+    }
+
+    async fn requests(&self, window: Window) -> Option<VecDeque<Outgoing>> {
+        let (shared, period, form) = (self.shared.clone(), self.period, self.config.form);
+        let make = move || {
+            let (containers, executables) = {
+                let state = shared.lock();
+                (state.containers.clone(), state.executables.clone())
+            };
+            request::requests(
+                form,
+                &Source { window: &window, containers: &containers, executables: &executables, period },
+            )
+        };
+        let made = tokio::task::spawn_blocking(make).await.map_err(anyhow::Error::from);
+        made.and_then(|made| made)
+            .inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "a profile cannot be written"))
+            .ok()
+    }
+
+    async fn post(&self, outgoing: &Outgoing) -> Result<(), Failure> {
+        let url = format!("{}{}", self.config.url.trim_end_matches('/'), outgoing.path);
+        let request = Request::post(&url).header(CONTENT_TYPE, outgoing.content_type);
+        let request = request.body(Full::new(outgoing.body.clone()));
+        let request = request.map_err(|error| Failure::Refused(error.into()))?;
+        let answer = timeout(self.config.timeout, async {
+            let response = self.http.request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+            let text = body.map(Collected::to_bytes).unwrap_or_default();
+            anyhow::Ok((status, String::from_utf8_lossy(&text).into_owned()))
+        });
+        let answer = answer
+            .await
+            .map_err(|_| anyhow!("no answer within {:?}", self.config.timeout))
+            .and_then(|answer| answer);
+        let (status, text) =
+            answer.with_context(|| format!("cannot reach {url}")).map_err(Failure::Passing)?;
+        let error = || anyhow!("{url} answered {status}: {}", text.trim());
+        match status {
+            status if status.is_success() => Ok(()),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(Failure::Passing(error())),
+            status if status.is_client_error() => Err(Failure::Refused(error())),
+            _ => Err(Failure::Passing(error())),
+        }
+    }
+
+    fn count(&self, outcome: &'static str, windows: u64) {
+        if windows > 0 {
+            *self.shared.lock().totals.uploads.entry(outcome).or_default() += windows;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
