@@ -16,7 +16,8 @@ pub fn draw<'a>(
     options.count_name = "samples".into();
     // A function keeps its colour from one picture to the next.
     options.deterministic = true;
-    let mut lines = lines.peekable();
+    // Of a comparison the earlier profile alone has no width.
+    let mut lines = lines.filter(|line| !line.ends_with(" 0")).peekable();
     let nothing = lines.peek().is_none().then_some("no samples 1");
     let mut svg = Vec::new();
     flamegraph::from_lines(&mut options, nothing.into_iter().chain(lines), &mut svg)
@@ -47,6 +48,12 @@ mod tests {
         let svg = drawn(&folded, "<b>host", "a & b");
         assert!(!svg.contains("<script>alert") && !svg.contains("<b>host"));
         assert!(svg.contains("&lt;script&gt;alert(1)"));
+    }
+
+    #[test]
+    fn a_comparison_with_nothing_to_compare_says_so() {
+        let svg = draw(["a;b 5 0"].into_iter(), "host", "").unwrap();
+        assert!(String::from_utf8(svg).unwrap().contains("no samples"));
     }
 
     proptest! {

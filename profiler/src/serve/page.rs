@@ -6,10 +6,21 @@ use crate::aggregate::{Scope, Selection};
 use kpulse_common::clock::rfc3339;
 use std::fmt::Write;
 
-/// Rows of each table; a longer list is asked for as JSON.
-const ROWS: usize = 100;
-/// The stretches that can be chosen.
+/// The stretches that can be chosen, how long ago they may have ended, and what they can be compared with.
 const STRETCHES: [(u64, &str); 4] = [(10, "10 s"), (60, "1 min"), (600, "10 min"), (3600, "1 h")];
+const ENDS: [(u64, &str); 4] = [(0, "now"), (60, "1 min ago"), (600, "10 min ago"), (1800, "30 min ago")];
+const BASELINES: [(u64, &str); 4] =
+    [(0, "nothing"), (60, "1 min before"), (600, "10 min before"), (1800, "30 min before")];
+
+/// Shows the rows that have every word of the field; the picture has a search and a zoom of its own.
+const SCRIPT: &str = "
+const field = document.getElementById('filter'), rows = [...document.querySelectorAll('tr.target')];
+const texts = rows.map(row => row.textContent.toLowerCase());
+field.addEventListener('input', () => {
+  const words = field.value.toLowerCase().split(/\\s+/);
+  rows.forEach((row, number) => { row.hidden = !words.every(word => texts[number].includes(word)); });
+});
+";
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --line: #8884; --bar: #e07b39; }
@@ -21,6 +32,7 @@ table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; } td, th { padding: .22rem .7rem .22rem 0; border-bottom: 1px solid var(--line); }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 6rem; }
 td.share { width: 30%; } .bar { background: var(--bar); height: .7rem; border-radius: 2px; min-width: 1px; }
+input { font: inherit; padding: .2rem .5rem; width: 20rem; max-width: 100%; margin-top: 1.4rem; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 iframe { border: 1px solid var(--line); border-radius: 6px; width: 100%; height: 36rem; background: #fff; }
 ";
@@ -28,8 +40,7 @@ iframe { border: 1px solid var(--line); border-radius: 6px; width: 100%; height:
 /// The whole page.
 pub fn render(query: &Query, selection: &Selection, targets: &Targets) -> String {
     let title = format!("CPU time of {}", query.scope.title());
-    let seconds = query.last.as_secs();
-    let chosen = parameters(&query.scope);
+    let chosen = Chosen::of(query);
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\">\
@@ -46,49 +57,101 @@ pub fn render(query: &Query, selection: &Selection, targets: &Targets) -> String
             targets.samples
         ),
     );
-    for (stretch, name) in STRETCHES {
-        if stretch == seconds {
-            put(&mut page, format_args!("<b>{name}</b>"));
-        } else {
-            put(&mut page, format_args!("<a href=\"/?{}seconds={stretch}\">{name}</a>", escape(&chosen)));
-        }
-    }
+    choices(&mut page, &STRETCHES, chosen.seconds, |seconds| Chosen { seconds, ..chosen.clone() });
     if query.scope != Scope::Host {
-        put(&mut page, format_args!("<a href=\"/?seconds={seconds}\">whole host</a>"));
+        let host = Chosen { scope: String::new(), ..chosen.clone() };
+        put(&mut page, format_args!("<a href=\"/?{}\">whole host</a>", host.parameters()));
     }
-    let source = escape(&format!("/api/v1/profile?{chosen}seconds={seconds}&format="));
+    page.push_str("</nav>\n<nav>Ended: ");
+    choices(&mut page, &ENDS, chosen.ago, |ago| Chosen { ago, ..chosen.clone() });
+    page.push_str("</nav>\n<nav>Compared with: ");
+    choices(&mut page, &BASELINES, chosen.baseline, |baseline| Chosen { baseline, ..chosen.clone() });
+    page.push_str("</nav>\n<nav>");
+    let source = format!("/api/v1/profile?{}&amp;format=", chosen.parameters());
+    let forms: &[(&str, &str)] = if chosen.baseline > 0 { &FORMS[..2] } else { &FORMS };
+    for (form, name) in forms {
+        put(&mut page, format_args!("<a href=\"{source}{form}\">{name}</a>"));
+    }
     put(
         &mut page,
         format_args!(
-            "<a href=\"{source}svg\">SVG</a><a href=\"{source}folded\">folded</a><a href=\"{source}json\">JSON</a>\
-         <a href=\"{source}pprof\">pprof</a><a href=\"{source}speedscope\">speedscope</a>\
-         <a href=\"{source}firefox\">Firefox Profiler</a></nav>\n\
-         <iframe src=\"{source}svg\" title=\"Flame graph\"></iframe>\n"
+            "</nav>\n<iframe src=\"{source}svg\" title=\"Flame graph\"></iframe>\n\
+             <input id=\"filter\" type=\"search\" placeholder=\"Filter containers and processes\" \
+             aria-label=\"Filter containers and processes\">\n"
         ),
     );
-    containers(&mut page, targets, seconds);
-    processes(&mut page, targets, seconds);
+    containers(&mut page, targets, &chosen);
+    processes(&mut page, targets, &chosen);
+    put(&mut page, format_args!("<script>{SCRIPT}</script>\n"));
     page.push_str("</body>\n</html>\n");
     page
 }
 
-fn containers(page: &mut String, targets: &Targets, seconds: u64) {
+/// The forms of a profile; the first two also of a comparison.
+const FORMS: [(&str, &str); 6] = [
+    ("svg", "SVG"),
+    ("folded", "folded"),
+    ("json", "JSON"),
+    ("pprof", "pprof"),
+    ("speedscope", "speedscope"),
+    ("firefox", "Firefox Profiler"),
+];
+
+/// What the page shows, as the parameters of an address.
+#[derive(Clone)]
+struct Chosen {
+    scope: String,
+    seconds: u64,
+    ago: u64,
+    baseline: u64,
+}
+
+impl Chosen {
+    fn of(query: &Query) -> Self {
+        let (seconds, ago) = (query.last.as_secs(), query.ago.as_secs());
+        let baseline = query.baseline.map_or(0, |baseline| baseline.as_secs());
+        Self { scope: parameters(&query.scope), seconds, ago, baseline }
+    }
+
+    /// Parameters as they stand in a quoted attribute.
+    fn parameters(&self) -> String {
+        let mut all = format!("{}seconds={}", self.scope, self.seconds);
+        for (name, value) in [("ago", self.ago), ("baseline", self.baseline)] {
+            if value > 0 {
+                put(&mut all, format_args!("&{name}={value}"));
+            }
+        }
+        escape(&all)
+    }
+}
+
+fn choices(page: &mut String, choices: &[(u64, &str)], chosen: u64, to: impl Fn(u64) -> Chosen) {
+    for &(choice, name) in choices {
+        if choice == chosen {
+            put(page, format_args!("<b>{name}</b>"));
+        } else {
+            put(page, format_args!("<a href=\"/?{}\">{name}</a>", to(choice).parameters()));
+        }
+    }
+}
+
+fn containers(page: &mut String, targets: &Targets, chosen: &Chosen) {
     if targets.containers.is_empty() {
         return;
     }
     page.push_str(
         "<h2>Containers</h2>\n<table><tr><th>Container</th><th>Pod</th><th></th><th>Samples</th></tr>\n",
     );
-    for container in targets.containers.iter().take(ROWS) {
+    for container in &targets.containers {
         let short: String = container.id.chars().take(12).collect();
         let name = container.container.as_deref().unwrap_or(&short);
         let pod = [&container.namespace, &container.pod].map(|part| part.as_deref().unwrap_or_default());
-        let link = parameters(&Scope::Container(container.id.clone()));
+        let link = Chosen { scope: parameters(&Scope::Container(container.id.clone())), ..chosen.clone() };
         put(
             page,
             format_args!(
-                "<tr><td><a href=\"/?{}seconds={seconds}\">{}</a></td><td>{}</td>{}</tr>\n",
-                escape(&link),
+                "<tr class=\"target\"><td><a href=\"/?{}\">{}</a></td><td>{}</td>{}</tr>\n",
+                link.parameters(),
                 escape(name),
                 escape(pod.join("/").trim_matches('/')),
                 share(container.samples, targets.samples)
@@ -96,21 +159,23 @@ fn containers(page: &mut String, targets: &Targets, seconds: u64) {
         );
     }
     page.push_str("</table>\n");
-    rest(page, targets.containers.len() + targets.containers_left_out);
+    rest(page, targets.containers_left_out);
 }
 
-fn processes(page: &mut String, targets: &Targets, seconds: u64) {
+fn processes(page: &mut String, targets: &Targets, chosen: &Chosen) {
     page.push_str("<h2>Processes</h2>\n");
     if targets.processes.is_empty() {
         page.push_str("<p>Nothing ran, or nothing was sampled yet; /-/ready of the metrics address says whether sampling works.</p>\n");
         return;
     }
     page.push_str("<table><tr><th>Process</th><th>Name</th><th></th><th>Samples</th></tr>\n");
-    for process in targets.processes.iter().take(ROWS) {
+    for process in &targets.processes {
+        let link = Chosen { scope: parameters(&Scope::Process(process.pid)), ..chosen.clone() };
         put(
             page,
             format_args!(
-                "<tr><td><a href=\"/?scope=process&amp;pid={0}&amp;seconds={seconds}\">{0}</a></td><td><code>{1}</code></td>{2}</tr>\n",
+                "<tr class=\"target\"><td><a href=\"/?{}\">{}</a></td><td><code>{}</code></td>{}</tr>\n",
+                link.parameters(),
                 process.pid,
                 escape(&process.name),
                 share(process.samples, targets.samples)
@@ -118,18 +183,12 @@ fn processes(page: &mut String, targets: &Targets, seconds: u64) {
         );
     }
     page.push_str("</table>\n");
-    rest(page, targets.processes.len() + targets.processes_left_out);
+    rest(page, targets.processes_left_out);
 }
 
-fn rest(page: &mut String, all: usize) {
-    if all > ROWS {
-        put(
-            page,
-            format_args!(
-                "<p class=\"quiet\">{} more in <a href=\"/api/v1/targets\">/api/v1/targets</a></p>\n",
-                all - ROWS
-            ),
-        );
+fn rest(page: &mut String, left_out: usize) {
+    if left_out > 0 {
+        put(page, format_args!("<p class=\"quiet\">{left_out} more ran less</p>\n"));
     }
 }
 
@@ -218,8 +277,33 @@ mod tests {
             format: Format::Svg,
         };
         let page = render(&query, &selection, &targets);
-        assert!(!page.contains("<script") && !page.contains('\u{1b}'));
+        assert!(page.matches("<script").count() == 1 && !page.contains('\u{1b}'));
         assert!(page.contains("&lt;script&gt;alert(1)"));
         assert!(page.contains("container=%22%3E%3Cscript%3E"));
+    }
+
+    #[test]
+    fn a_thousand_targets_are_a_page_that_a_browser_likes() {
+        let mut window = Window::new(SystemTime::UNIX_EPOCH, 5000);
+        for pid in 1..=1200u32 {
+            let stack: [Arc<str>; 1] = ["main".into()];
+            let container = Some(Arc::from(format!("{pid:064x}")));
+            let process: Arc<str> = format!("worker-{pid}").into();
+            let thread = process.clone();
+            window
+                .add(Key { pid, process, thread, container, stack: Arc::from(stack.as_slice()) }, pid.into());
+        }
+        let selection = Selection::gather([&window], &Scope::Host).unwrap();
+        let (last, ago, baseline) =
+            (Duration::from_secs(60), Duration::from_secs(600), Some(Duration::from_secs(60)));
+        let query = Query { scope: Scope::Process(7), last, ago, baseline, format: Format::Svg };
+        let begun = std::time::Instant::now();
+        let page = render(&query, &selection, &Targets::of(&selection, &HashMap::new()));
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!(page.len() < 1 << 20, "{} bytes", page.len());
+        assert_eq!(page.matches("<tr class=\"target\">").count(), 2000);
+        assert_eq!(page.matches("200 more ran less").count(), 2);
+        assert!(page.contains("scope=process&amp;pid=1200&amp;seconds=60&amp;ago=600&amp;baseline=60\""));
+        assert!(page.contains("format=svg") && !page.contains("format=pprof"), "only these compare");
     }
 }
