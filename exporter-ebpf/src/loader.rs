@@ -388,8 +388,8 @@ fn attach_all(
     if !probe.events.is_empty() {
         policy::prepare(probe, &Maps(&ebpf), &options.thresholds)?;
     }
-    for &(map, program) in probe.tail_calls {
-        if let Err(why) = connect(&mut ebpf, map, program) {
+    for &(map, index, program) in probe.tail_calls {
+        if let Err(why) = connect(&mut ebpf, map, index, program) {
             loaded.status.missing.push(format!("{program}: {why}"));
         }
     }
@@ -414,13 +414,13 @@ fn attach_all(
 }
 
 /// Loads a program and puts it where a tail call finds it.
-fn connect(ebpf: &mut Ebpf, map: &str, program: &str) -> Result<(), String> {
+fn connect(ebpf: &mut Ebpf, map: &str, index: u32, program: &str) -> Result<(), String> {
     let Some(Program::PerfEvent(next)) = ebpf.program_mut(program) else {
         return Err("not in the object".into());
     };
     let fd = next.load().and_then(|()| Ok(next.fd()?.try_clone()?)).map_err(|error| program_error(&error))?;
     let map = ebpf.map_mut(map).ok_or_else(|| format!("the object has no map {map}"))?;
-    let set = ProgramArray::try_from(map).and_then(|mut programs| programs.set(0, &fd, 0));
+    let set = ProgramArray::try_from(map).and_then(|mut programs| programs.set(index, &fd, 0));
     set.map_err(|error: MapError| error.to_string())
 }
 

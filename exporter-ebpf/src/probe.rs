@@ -86,8 +86,9 @@ pub struct Probe {
     pub needs: &'static [Feature],
     /// All of these must attach.
     pub hooks: &'static [Hook],
-    /// Programs that others go on with, and the map that leads there; without one its caller does what it can.
-    pub tail_calls: &'static [(&'static str, &'static str)],
+    /// Programs that others go on with, and the map and its index that lead there; without one its caller does what it
+    /// can.
+    pub tail_calls: &'static [(&'static str, u32, &'static str)],
     /// The cgroup controller whose hierarchy tells the containers of this probe's facts apart.
     pub controller: &'static str,
     /// Maps whose capacity is `container_max` times this factor.

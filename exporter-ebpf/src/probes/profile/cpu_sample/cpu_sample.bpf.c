@@ -7,6 +7,7 @@
 #include "cgroup.h"
 #include "cpu_sample.h"
 #include "unwind.h"
+#include "hotspot.h"
 
 #define PF_KTHREAD 0x200000
 
@@ -42,10 +43,10 @@ struct {
 	__type(value, struct walk);
 } walks SEC(".maps");
 
-/* `user_stack`, which calls itself through this: a program alone may not walk a whole stack. */
+/* PROGRAM_…, which call themselves and each other through this: a program alone may not walk a whole stack. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, PROGRAMS);
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, sizeof(__u32));
 } programs SEC(".maps");
@@ -127,7 +128,9 @@ static __always_inline bool read_registers(struct bpf_perf_event_data *context, 
 		saved->ip = context->ip;
 		saved->sp = context->sp;
 		saved->cs = context->cs;
+		saved->registers[2] = context->registers[2];
 		saved->registers[4] = context->registers[4];
+		saved->registers[5] = context->registers[5];
 		saved->registers[6] = context->registers[6];
 		saved->registers[7] = context->registers[7];
 		saved->registers[10] = context->registers[10];
@@ -165,6 +168,9 @@ static __always_inline bool prepare(struct bpf_perf_event_data *context, struct 
 	walk->leaf_registers[0] = saved.registers[10];
 	walk->leaf_registers[1] = saved.registers[7];
 	walk->leaf_registers[2] = saved.registers[6];
+	walk->leaf_r13 = saved.registers[2];
+	walk->leaf_rbx = saved.registers[5];
+	walk->is_stubbed = 0;
 	walk->is_exact = 1;
 	return true;
 }
@@ -205,13 +211,20 @@ int cpu_clock(struct bpf_perf_event_data *context)
 	walk->stack.depth = 0;
 	walk->hash = 1;
 	if (prepare(context, task, walk))
-		bpf_tail_call(context, &programs, 0);
+		bpf_tail_call(context, &programs, PROGRAM_NATIVE);
 	walk_by_kernel(context, walk, BPF_F_USER_STACK);
 	finish(walk, WALK_UNPREPARED);
 	return 0;
 }
 
 #ifdef __TARGET_ARCH_x86
+/* Goes on with another program; at the kernel's limit of these the stack ends. */
+static __always_inline void go_on(struct bpf_perf_event_data *context, struct walk *walk, __u32 program)
+{
+	bpf_tail_call(context, &programs, program);
+	finish(walk, WALK_TOO_DEEP);
+}
+
 SEC("perf_event")
 int user_stack(struct bpf_perf_event_data *context)
 {
@@ -226,11 +239,57 @@ int user_stack(struct bpf_perf_event_data *context)
 		if (end != WALK_GOES_ON)
 			break;
 	}
-	if (end == WALK_GOES_ON) {
-		bpf_tail_call(context, &programs, 0);
-		end = WALK_TOO_DEEP;
+	if (end == WALK_GOES_ON)
+		go_on(context, walk, PROGRAM_NATIVE);
+	else if (end == WALK_ENTERS_JAVA)
+		go_on(context, walk, walk->is_exact ? PROGRAM_JAVA_TOP : PROGRAM_JAVA);
+	else
+		finish(walk, end);
+	return 0;
+}
+
+SEC("perf_event")
+int java_top(struct bpf_perf_event_data *context)
+{
+	__u32 zero = 0;
+	struct walk *walk = bpf_map_lookup_elem(&walks, &zero);
+
+	if (!walk)
+		return 0;
+	struct hotspot *jvm = bpf_map_lookup_elem(&hotspots, &walk->key.tgid);
+	int end = jvm ? java_step(walk, jvm, true) : WALK_UNMAPPED;
+	if (end == WALK_GOES_ON)
+		go_on(context, walk, walk->is_stubbed ? PROGRAM_JAVA_TOP : PROGRAM_JAVA);
+	else if (end == WALK_LEAVES_JAVA)
+		go_on(context, walk, PROGRAM_NATIVE);
+	else
+		finish(walk, end);
+	return 0;
+}
+
+SEC("perf_event")
+int java_stack(struct bpf_perf_event_data *context)
+{
+	__u32 zero = 0;
+	struct walk *walk = bpf_map_lookup_elem(&walks, &zero);
+	int end = WALK_GOES_ON;
+
+	if (!walk)
+		return 0;
+	struct hotspot *jvm = bpf_map_lookup_elem(&hotspots, &walk->key.tgid);
+	if (!jvm)
+		end = WALK_UNMAPPED;
+	for (int i = 0; i < JAVA_STEPS; i++) {
+		if (end != WALK_GOES_ON)
+			break;
+		end = java_step(walk, jvm, false);
 	}
-	finish(walk, end);
+	if (end == WALK_GOES_ON)
+		go_on(context, walk, PROGRAM_JAVA);
+	else if (end == WALK_LEAVES_JAVA)
+		go_on(context, walk, PROGRAM_NATIVE);
+	else
+		finish(walk, end);
 	return 0;
 }
 #endif

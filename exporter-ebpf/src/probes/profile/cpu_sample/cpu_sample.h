@@ -109,4 +109,60 @@ _Static_assert(sizeof(struct unwind_row) == 8, "Rust writes this layout");
 #define RBP_AT_RBP 2 /* *(rbp + words) */
 #define RBP_LOST 3
 
+/* The programs of a walk, in the map that leads from each to the next. */
+#define PROGRAM_NATIVE 0
+#define PROGRAM_JAVA_TOP 1 /* what was about to run, and a caller of code without a frame */
+#define PROGRAM_JAVA 2
+#define PROGRAMS 3
+
+/* In `first_page` of a mapping: code that a JVM made, which `hotspot` describes. */
+#define MAPPING_HOTSPOT 0xffffffffu
+
+/* Frames that are no mere addresses. Compiled code has the number of its compilation, since its place is used again;
+ * of an interpreted method it is the method's address. */
+#define FRAME_COMPILED (1ULL << 63)
+#define FRAME_INTERPRETED (1ULL << 62)
+#define FRAME_ADDRESS_BITS 48
+#define FRAME_COMPILATION_MASK 0x3fff
+
+#define HOTSPOT_PROCESSES 512
+#define HOTSPOT_HEAPS 4
+
+/* Where a JVM puts code: in segments, of which each has a byte that says how far back its block begins. */
+struct hotspot_heap {
+	__u64 low;
+	__u64 high;
+	__u64 segment_map;
+	__u32 segment_shift;
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct hotspot_heap) == 32, "Rust writes this layout");
+
+/* What the walk needs to know of a JVM; the numbers below the addresses are sizes and offsets in its structures. */
+struct hotspot {
+	struct hotspot_heap heaps[HOTSPOT_HEAPS];
+	__u64 code_low; /* the bounds of all heaps */
+	__u64 code_high;
+	__u64 interpreter_low;
+	__u64 interpreter_high;
+	__u64 call_stub_return; /* where Java returns to the C++ that called it */
+	__u16 block_header;
+	__u16 blob_name;
+	__u16 frame_size;
+	__u16 frame_complete;
+	__u16 code_begin;
+	__u16 compile_id;
+	__u16 orig_pc_offset;
+	__u16 deopt_handlers[2];
+	__u16 const_method;
+	__u16 code_size;
+	__u16 const_method_bytes;
+	__u16 bcp_slot; /* below rbp */
+	__u8 is_code_relative; /* code_begin is an offset from the blob, of 4 bytes, and no address */
+	__u8 is_deopt_relative; /* so are deopt_handlers */
+	__u8 is_complete_short; /* frame_complete has 2 bytes */
+	__u8 _pad[3];
+};
+_Static_assert(sizeof(struct hotspot) == 200, "Rust writes this layout");
+
 #endif

@@ -18,7 +18,9 @@ use std::sync::{MutexGuard, Weak};
 abi!("cpu_sample");
 
 mod tables;
-pub use tables::{Mapping, Page, Process, Row, UnwindTables, cfa, limits, rbp};
+pub use tables::{
+    Heap, Hotspot, MAPPING_HOTSPOT, Mapping, Page, Process, Row, UnwindTables, cfa, frame, limits, rbp,
+};
 
 /// See the module's documentation.
 pub const PROBE: Probe = Probe {
@@ -26,7 +28,11 @@ pub const PROBE: Probe = Probe {
     object: bpf_object!("cpu_sample"),
     needs: &[Feature::CpuClock],
     hooks: &[Hook::any("cpu_clock", &[cpu_clock("cpu_clock")])],
-    tail_calls: &[("programs", "user_stack")],
+    tail_calls: &[
+        ("programs", abi::PROGRAM_NATIVE, "user_stack"),
+        ("programs", abi::PROGRAM_JAVA_TOP, "java_top"),
+        ("programs", abi::PROGRAM_JAVA, "java_stack"),
+    ],
     controller: "cpu",
     samples: true,
     priority: Priority::Essential,

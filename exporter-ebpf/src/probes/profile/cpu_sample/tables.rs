@@ -5,6 +5,7 @@ use crate::error::ProbeError;
 use crate::loader::ProbeSet;
 use crate::maps::{Maps, Table};
 
+pub use abi::{hotspot as Hotspot, hotspot_heap as Heap};
 pub use abi::{unwind_mapping as Mapping, unwind_page as Page, unwind_process as Process, unwind_row as Row};
 
 /// How a row gives the CFA.
@@ -36,6 +37,26 @@ pub mod rbp {
     pub const LOST: u8 = abi::RBP_LOST as u8;
 }
 
+/// What a frame is that is no mere address.
+pub mod frame {
+    use super::abi;
+    /// Code that a JVM compiled, or made otherwise.
+    pub const COMPILED: u64 = abi::FRAME_COMPILED as u64;
+    /// An interpreted method of a JVM, by its address.
+    pub const INTERPRETED: u64 = abi::FRAME_INTERPRETED;
+    /// Of both, the address.
+    pub const ADDRESS: u64 = (1 << abi::FRAME_ADDRESS_BITS) - 1;
+    /// Of compiled code, the low bits of the compilation's number.
+    pub fn compilation(frame: u64) -> u32 {
+        (frame >> abi::FRAME_ADDRESS_BITS) as u32 & COMPILATION
+    }
+    /// Those bits.
+    pub const COMPILATION: u32 = abi::FRAME_COMPILATION_MASK;
+}
+
+/// In `first_page` of a mapping: code that a JVM made.
+pub const MAPPING_HOTSPOT: u32 = abi::MAPPING_HOTSPOT;
+
 /// What the maps hold, and what one search finds.
 pub mod limits {
     use super::abi;
@@ -47,6 +68,10 @@ pub mod limits {
     pub const MAPPINGS: u32 = abi::UNWIND_MAPPINGS;
     /// Processes.
     pub const PROCESSES: u32 = abi::UNWIND_PROCESSES;
+    /// JVMs.
+    pub const HOTSPOTS: usize = abi::HOTSPOT_PROCESSES as usize;
+    /// Heaps of code of one JVM.
+    pub const HEAPS: usize = abi::HOTSPOT_HEAPS as usize;
     /// Rows of one page.
     pub const PAGE_ROWS: usize = (1 << abi::ROW_STEPS) - 1;
     /// Mappings of one process.
@@ -59,6 +84,7 @@ pub struct UnwindTables {
     pages: Table<u32, Page>,
     mappings: Table<u32, Mapping>,
     processes: Table<u32, Process>,
+    hotspots: Table<u32, Hotspot>,
     wanted: Table<u32, u32>,
 }
 
@@ -75,6 +101,7 @@ impl UnwindTables {
             pages: maps.table("pages")?,
             mappings: maps.table("mappings")?,
             processes: maps.table("processes")?,
+            hotspots: maps.table("hotspots")?,
             wanted: maps.table("wanted")?,
         }))
     }
@@ -102,9 +129,15 @@ impl UnwindTables {
         self.processes.set(&pid, process)
     }
 
+    /// Describes the JVM of a process, before its mappings lead there.
+    pub fn set_hotspot(&self, pid: u32, hotspot: &Hotspot) -> Result<(), ProbeError> {
+        self.hotspots.set(&pid, hotspot)
+    }
+
     /// Forgets a process.
     pub fn remove_process(&self, pid: u32) -> Result<(), ProbeError> {
-        self.processes.remove(&pid)
+        self.processes.remove(&pid)?;
+        self.hotspots.remove(&pid)
     }
 
     /// All processes.

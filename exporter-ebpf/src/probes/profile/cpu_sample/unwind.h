@@ -50,11 +50,16 @@ struct walk {
 	__u32 end_mapping;
 	__u32 is_exact; /* pc is not behind a call */
 	__u32 generation;
+	__u64 leaf_rbx;
+	__u64 leaf_r13;
+	__u64 is_stubbed; /* the frame before had no frame of its own, and was Java's */
 	struct cpu_sample_key key;
 	struct cpu_sample_stack stack;
 };
 
 #define WALK_GOES_ON -1
+#define WALK_ENTERS_JAVA -2
+#define WALK_LEAVES_JAVA -3
 
 static __always_inline __u64 mix(__u64 hash, __u64 address)
 {
@@ -217,6 +222,8 @@ static __always_inline int step(struct walk *walk)
 		}
 		return WALK_UNMAPPED;
 	}
+	if (mapping->first_page == MAPPING_HOTSPOT)
+		return WALK_ENTERS_JAVA;
 	if (depth >= SAMPLE_FRAMES)
 		return WALK_TOO_DEEP;
 	/* Who reads the stack looks one byte before every address but the leaf's. */

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From a frame of Java to its caller's, by what HotSpot tells debuggers of its own structures; x86-64 only.
+ * Compiled code and stubs have frames of a fixed size, interpreted methods have a frame pointer. At the top of a stack
+ * the instructions tell whether the frame is there yet.
+ */
+#ifndef KPULSE_HOTSPOT_H
+#define KPULSE_HOTSPOT_H
+
+#define JAVA_STEPS 5
+/* Blocks are found in one step as a rule, and in three at most in 300,000 that were looked up. */
+#define SEGMENT_HOPS 12
+#define SEGMENT_FREE 0xff
+/* Words that compiled code pushes beyond its frame around a check of types, and stubs below their return address. */
+#define CALLER_SHIFTS 4
+#define STUB_WORDS 6
+/* Farther from the stack pointer than a frame is large. */
+#define FRAME_NEAR 65536
+#define CODE_BEFORE 11
+#define CODE_BYTES 27
+
+/* "nmethod" and the first eight letters of "native nmethod". */
+#define NAME_NMETHOD 0x00646f6874656d6eULL
+#define NAME_NATIVE 0x6e2065766974616eULL
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, HOTSPOT_PROCESSES);
+	__type(key, __u32);
+	__type(value, struct hotspot);
+} hotspots SEC(".maps");
+
+/* Code that lies in a heap, with what its header says. */
+struct java_blob {
+	__u64 address;
+	__s32 frame_size; /* words, with the return address; none if not positive */
+	__u32 compile_id;
+};
+
+#define FRAME_ADDRESS ((1ULL << FRAME_ADDRESS_BITS) - 1)
+
+#define READ(to, from) bpf_probe_read_user(&(to), sizeof(to), (void *)(from))
+
+static __always_inline bool is_java(struct hotspot *jvm, __u64 address)
+{
+	return address >= jvm->code_low && address < jvm->code_high;
+}
+
+/* The blob around an address, or 0. */
+static __always_inline __u64 find_blob(struct hotspot *jvm, __u64 address)
+{
+	__u64 low = 0, segments = 0, segment;
+	__u32 shift = 0;
+
+#pragma unroll
+	for (int i = 0; i < HOTSPOT_HEAPS; i++) {
+		if (address >= jvm->heaps[i].low && address < jvm->heaps[i].high) {
+			low = jvm->heaps[i].low;
+			segments = jvm->heaps[i].segment_map;
+			shift = jvm->heaps[i].segment_shift & 31;
+		}
+	}
+	if (!low)
+		return 0;
+	segment = (address - low) >> shift;
+	for (int i = 0; i < SEGMENT_HOPS; i++) {
+		__u8 back;
+
+		if (READ(back, segments + segment) || back == SEGMENT_FREE)
+			return 0;
+		if (!back)
+			return low + (segment << shift) + jvm->block_header;
+		segment -= back;
+	}
+	return 0;
+}
+
+static __always_inline bool read_blob(struct hotspot *jvm, __u64 address, struct java_blob *blob)
+{
+	blob->address = find_blob(jvm, address);
+	return blob->address && !READ(blob->frame_size, blob->address + jvm->frame_size) &&
+	       !READ(blob->compile_id, blob->address + jvm->compile_id);
+}
+
+/* Whether code of the JVM is called there. */
+static __always_inline bool is_return(struct hotspot *jvm, __u64 address)
+{
+	__u8 code[8] = {};
+
+	if (!is_java(jvm, address) || bpf_probe_read_user(code, 5, (void *)(address - 5)))
+		return false;
+	return code[0] == 0xe8 || (code[3] == 0xff && (code[4] & 0xf8) == 0xd0) ||
+	       (code[2] == 0xff && (code[3] & 0xf8) == 0x50) || (code[2] == 0x41 && code[3] == 0xff);
+}
+
+static __always_inline void note(struct walk *walk, __u64 frame, bool is_exact)
+{
+	__u64 depth = walk->stack.depth;
+
+	if (depth >= SAMPLE_FRAMES)
+		return;
+	/* Who reads the stack looks one byte before every address but the leaf's. */
+	walk->stack.frames[depth] = depth && is_exact ? frame + 1 : frame;
+	walk->hash = mix(walk->hash, frame);
+	walk->stack.depth = depth + 1;
+}
+
+static __always_inline int go_to(struct walk *walk, __u64 pc, __u64 sp, __u64 bp)
+{
+	if (sp <= walk->sp)
+		return WALK_ASTRAY;
+	walk->pc = pc;
+	walk->sp = sp;
+	walk->bp = bp;
+	walk->is_exact = 0;
+	return pc ? WALK_GOES_ON : WALK_ROOT;
+}
+
+/* By the return address at a place of the stack. */
+static __always_inline int return_from(struct walk *walk, __u64 place, __u64 bp)
+{
+	__u64 pc;
+
+	return read_word(&pc, place) ? go_to(walk, pc, place + 8, bp) : WALK_UNREADABLE;
+}
+
+/* Whether a bytecode pointer is one of the method's; a native method has none. */
+static __always_inline bool is_in_method(struct hotspot *jvm, __u64 method, __u64 bcp)
+{
+	__u64 description;
+	__u16 bytes;
+
+	return !READ(description, method + jvm->const_method) && !READ(bytes, description + jvm->code_size) &&
+	       (!bytes || bcp - (description + jvm->const_method_bytes) < bytes);
+}
+
+/* Whether an interpreted method at the top of the stack has its whole frame. */
+static __always_inline bool has_frame(struct walk *walk, struct hotspot *jvm, __u64 method)
+{
+	__u64 bcp;
+
+	if (walk->bp < walk->sp || walk->bp - walk->sp >= FRAME_NEAR)
+		return false;
+	return is_in_method(jvm, method, walk->leaf_r13) ||
+	       (read_word(&bcp, walk->bp - jvm->bcp_slot) && is_in_method(jvm, method, bcp));
+}
+
+/*
+ * An interpreted method that makes its frame: rbx has the method, r13 the caller's stack pointer until that is in the
+ * frame, and the return address is on top, or in rax while room is made for variables, or beside rbp.
+ */
+static __always_inline int entry_step(struct walk *walk, struct hotspot *jvm, __u64 *frame)
+{
+	__u64 caller = 0, bp = walk->bp, sp = walk->leaf_r13;
+
+	note(walk, FRAME_INTERPRETED | (walk->leaf_rbx & FRAME_ADDRESS), true);
+	if (sp <= walk->sp || sp - walk->sp >= FRAME_NEAR)
+		sp = walk->sp + 8;
+	if (read_word(&caller, walk->sp) && is_java(jvm, caller))
+		return go_to(walk, caller, sp, bp);
+	if (is_java(jvm, frame[4]) && bp >= walk->sp)
+		return go_to(walk, frame[4], bp == walk->sp ? sp : frame[2], frame[3]);
+	if (is_java(jvm, walk->leaf_registers[0]))
+		return go_to(walk, walk->leaf_registers[0], sp, bp);
+	return WALK_ASTRAY;
+}
+
+/* Below rbp: the caller's stack pointer, the last one, the method. */
+static __always_inline int interpreted_step(struct walk *walk, struct hotspot *jvm, bool is_top)
+{
+	__u64 frame[5] = {}, bp = walk->bp;
+
+	bool is_read = !bpf_probe_read_user(frame, sizeof(frame), (void *)(bp - 24));
+	if (is_top && walk->is_exact && !walk->stack.depth && !has_frame(walk, jvm, frame[0]))
+		return entry_step(walk, jvm, frame);
+	note(walk, FRAME_INTERPRETED | (frame[0] & FRAME_ADDRESS), true);
+	if (!is_read)
+		return WALK_UNREADABLE;
+	return bp < walk->sp ? WALK_ASTRAY : go_to(walk, frame[4], frame[2], frame[3]);
+}
+
+/* Stubs without a frame, of which some push registers or make a frame of their own. */
+static __always_inline int frameless_step(struct walk *walk, struct hotspot *jvm, bool is_top)
+{
+	__u64 caller, sp = walk->sp, bp = walk->bp;
+
+	if (!read_word(&caller, sp))
+		return WALK_UNREADABLE;
+	if (!walk->is_exact && is_java(jvm, caller))
+		return return_from(walk, sp, bp);
+	if (is_top && walk->is_exact) {
+		walk->is_stubbed = 1;
+		for (int i = 0; i <= STUB_WORDS; i++) {
+			__u64 place = sp + i * 8;
+
+			if (!read_word(&caller, place))
+				break;
+			if (!is_return(jvm, caller))
+				continue;
+			if (i && bp == place - 8 && !read_word(&bp, place - 8))
+				return WALK_UNREADABLE;
+			return return_from(walk, place, bp);
+		}
+	}
+	return step_by_frame_pointer(walk);
+}
+
+#define IS(at, a, b, c) (code[at] == (a) && code[(at) + 1] == (b) && code[(at) + 2] == (c))
+#define PC CODE_BEFORE
+
+/* An instruction that ends a function, or asks for a safepoint before the last one: the frame is gone. */
+static __always_inline bool is_at_return(__u8 *code)
+{
+	bool is_jump = code[PC] == 0x0f && code[PC + 1] == 0x87 && code[PC + 6] == 0xc3;
+
+	return code[PC] == 0xc3 || code[PC] == 0xc2 ||
+	       /* cmp rsp, [r15 + …]; ja …; ret */
+	       (IS(PC, 0x49, 0x3b, 0xa7) && code[PC + 7] == 0x0f && code[PC + 8] == 0x87 && code[PC + 13] == 0xc3) ||
+	       (IS(PC, 0x49, 0x3b, 0x67) && code[PC + 4] == 0x0f && code[PC + 5] == 0x87 && code[PC + 10] == 0xc3) ||
+	       (is_jump && (IS(PC - 7, 0x49, 0x3b, 0xa7) || IS(PC - 4, 0x49, 0x3b, 0x67))) ||
+	       /* JDK 11: mov r10, [r15 + …]; test eax, [r10]; ret */
+	       (IS(PC, 0x4d, 0x8b, 0x97) && IS(PC + 7, 0x41, 0x85, 0x02) && code[PC + 10] == 0xc3) ||
+	       (IS(PC, 0x41, 0x85, 0x02) && code[PC + 3] == 0xc3) ||
+	       /* JDK 8: test eax, [rip + …]; ret */
+	       (code[PC] == 0x85 && code[PC + 1] == 0x05 && code[PC + 6] == 0xc3);
+}
+
+/* The check at the entry of a compiled method, which comes when the frame is already there. */
+static __always_inline bool is_at_barrier(__u8 *code)
+{
+	return IS(PC, 0x41, 0x81, 0x7f) || IS(PC, 0x41, 0x81, 0xbf) ||
+	       (code[PC] == 0x0f && code[PC + 1] == 0x85 &&
+		(IS(PC - 8, 0x41, 0x81, 0x7f) || IS(PC - 11, 0x41, 0x81, 0xbf)));
+}
+
+/* Whether the code has not made its whole frame yet. */
+static __always_inline bool is_incomplete(struct walk *walk, struct hotspot *jvm, __u64 blob)
+{
+	__u64 begin = 0;
+	__s32 complete = 0;
+	__s16 complete_short;
+
+	if (jvm->is_code_relative) {
+		__u32 offset;
+
+		if (READ(offset, blob + jvm->code_begin))
+			return false;
+		begin = blob + offset;
+	} else if (READ(begin, blob + jvm->code_begin)) {
+		return false;
+	}
+	if (jvm->is_complete_short) {
+		if (READ(complete_short, blob + jvm->frame_complete))
+			return false;
+		complete = complete_short;
+	} else if (READ(complete, blob + jvm->frame_complete)) {
+		return false;
+	}
+	return complete >= 0 && walk->pc < begin + complete;
+}
+
+static __always_inline bool is_method(struct hotspot *jvm, __u64 blob)
+{
+	__u64 address, name;
+
+	return !READ(address, blob + jvm->blob_name) && !READ(name, address) &&
+	       (name == NAME_NMETHOD || name == NAME_NATIVE);
+}
+
+/* What C1 pushed for a stub, by the instructions that take it from the stack when the stub has returned. */
+static __always_inline __u64 pushed_bytes(__u64 pc)
+{
+	__u8 code[8] = {};
+	__u64 bytes = 0;
+
+	if (bpf_probe_read_user(code, 4, (void *)pc))
+		return 0;
+	for (int i = 0; i < 4; i++) {
+		if (code[i] == 0x41)
+			continue;
+		if ((code[i] & 0xf8) != 0x58)
+			break;
+		bytes += 8;
+	}
+	return bytes;
+}
+
+static __always_inline int framed_step(struct walk *walk, __u64 cfa)
+{
+	__u64 saved[2];
+
+	if (READ(saved, cfa - sizeof(saved)))
+		return WALK_UNREADABLE;
+	return go_to(walk, saved[1], cfa, saved[0]);
+}
+
+/* Above the top of the frame, or where the code has pushed more, above that. */
+static __always_inline int checked_step(struct walk *walk, struct hotspot *jvm, __u64 cfa)
+{
+	for (int i = 0; i <= CALLER_SHIFTS; i++) {
+		__u64 caller, place = cfa + i * 8;
+
+		if (!read_word(&caller, place - 8))
+			break;
+		if (is_return(jvm, caller))
+			return framed_step(walk, place);
+	}
+	return framed_step(walk, cfa);
+}
+
+/* Of code with a frame, at its very instruction. */
+static __always_inline int top_step(struct walk *walk, struct hotspot *jvm, struct java_blob *blob)
+{
+	__u64 sp = walk->sp, bp = walk->bp, cfa = sp + (__u64)blob->frame_size * 8;
+	__u8 code[32] = {};
+
+	if (bpf_probe_read_user(code, CODE_BYTES, (void *)(walk->pc - CODE_BEFORE)))
+		return checked_step(walk, jvm, cfa);
+	if (is_at_return(code))
+		return return_from(walk, sp, bp);
+	/* pop rbp */
+	if (code[PC] == 0x5d)
+		return read_word(&bp, sp) ? return_from(walk, sp + 8, bp) : WALK_UNREADABLE;
+	if (is_at_barrier(code) || !is_incomplete(walk, jvm, blob->address))
+		return checked_step(walk, jvm, cfa);
+	if (!is_method(jvm, blob->address))
+		return frameless_step(walk, jvm, true);
+	/* Behind push rbp, and of a native method mov rbp, rsp. */
+	if (code[PC - 1] == 0x55 || IS(PC - 3, 0x48, 0x8b, 0xec))
+		return read_word(&bp, sp) ? return_from(walk, sp + 8, bp) : WALK_UNREADABLE;
+	/* mov [rsp + …], rbp */
+	if (code[PC] == 0x48 && code[PC + 1] == 0x89 && (code[PC + 2] == 0x6c || code[PC + 2] == 0xac) &&
+	    code[PC + 3] == 0x24)
+		return return_from(walk, cfa - 8, bp);
+	return return_from(walk, sp, bp);
+}
+
+/* Where a caller goes on whose return address leads to deoptimization. */
+static __always_inline __u64 original_pc(struct walk *walk, struct hotspot *jvm, struct java_blob *blob)
+{
+	__u64 pc = walk->pc, original;
+	bool is_deoptimized = false;
+	__s32 offset;
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		__u64 handler = 0;
+		__u32 relative;
+
+		if (!jvm->deopt_handlers[i])
+			continue;
+		if (!jvm->is_deopt_relative) {
+			if (READ(handler, blob->address + jvm->deopt_handlers[i]))
+				continue;
+		} else if (!READ(relative, blob->address + jvm->deopt_handlers[i])) {
+			handler = blob->address + relative;
+		}
+		is_deoptimized |= handler == pc;
+	}
+	if (is_deoptimized && !READ(offset, blob->address + jvm->orig_pc_offset) &&
+	    read_word(&original, walk->sp + offset) && is_java(jvm, original))
+		return original;
+	return pc;
+}
+
+/* Notes the frame and goes to its caller's. */
+static __always_inline int java_step(struct walk *walk, struct hotspot *jvm, bool is_top)
+{
+	__u64 pc = walk->pc, address = pc - !walk->is_exact;
+	struct java_blob blob;
+
+	if (!is_java(jvm, address))
+		return WALK_LEAVES_JAVA;
+	if (walk->stack.depth >= SAMPLE_FRAMES)
+		return WALK_TOO_DEEP;
+	if (address >= jvm->interpreter_low && address < jvm->interpreter_high) {
+		walk->is_stubbed = 0;
+		return interpreted_step(walk, jvm, is_top);
+	}
+	if (pc == jvm->call_stub_return) {
+		walk->is_stubbed = 0;
+		note(walk, FRAME_COMPILED | pc, walk->is_exact);
+		return step_by_frame_pointer(walk);
+	}
+	if (!read_blob(jvm, address, &blob)) {
+		note(walk, FRAME_COMPILED | pc, walk->is_exact);
+		return WALK_UNMAPPED;
+	}
+	if (!walk->is_exact)
+		pc = original_pc(walk, jvm, &blob);
+	note(walk, FRAME_COMPILED | (__u64)(blob.compile_id & FRAME_COMPILATION_MASK) << FRAME_ADDRESS_BITS | pc,
+	     walk->is_exact);
+	bool is_stubbed = walk->is_stubbed;
+	walk->is_stubbed = 0;
+	if (blob.frame_size <= 0)
+		return frameless_step(walk, jvm, is_top);
+	if (is_top && walk->is_exact)
+		return top_step(walk, jvm, &blob);
+	__u64 cfa = walk->sp + (__u64)blob.frame_size * 8;
+	if (is_top && is_stubbed)
+		return checked_step(walk, jvm, cfa + pushed_bytes(walk->pc));
+	return framed_step(walk, cfa);
+}
+
+#endif
