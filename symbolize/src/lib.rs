@@ -34,6 +34,8 @@ pub enum Unknown {
     Unmapped,
     /// Code without a file, such as a JIT's.
     Anonymous,
+    /// Code of a JIT that was replaced before it was named.
+    Unloaded,
     /// The file has no symbol there.
     NoSymbol,
     /// The file could not be read.
@@ -50,6 +52,7 @@ impl Unknown {
             Self::Budget => "process_budget",
             Self::Unmapped => "unmapped",
             Self::Anonymous => "anonymous",
+            Self::Unloaded => "unloaded",
             Self::NoSymbol => "no_symbol",
             Self::Unreadable => "unreadable",
             Self::Kernel => "kernel",

@@ -1,6 +1,7 @@
 //! What the headers of an object file say, read bit by bit: nothing is mapped, since a file that somebody cuts short would
 //! end a process that looks at its mapping.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -137,6 +138,24 @@ pub fn sections<R: ReadAt + ?Sized>(file: &R, header: &Bytes) -> Option<Vec<Sect
         Section { name, kind: section.u32(4), segment: Segment { offset, bytes, address } }
     };
     Some(sections.iter().map(read).collect())
+}
+
+/// Addresses of the exported symbols whose names begin so; none where there are too many.
+pub fn exports<R: ReadAt + ?Sized>(file: &R, prefix: &str) -> Option<HashMap<String, u64>> {
+    const DYNAMIC_SYMBOLS: u32 = 11;
+    let header = header(file, MACHINE)?;
+    let [section_bytes, sections] = [58, 60].map(|at| u64::from(header.u16(at)));
+    let sections = table(file, header.u64(40), sections, section_bytes, 64)?;
+    let dynamic = sections.iter().find(|section| section.u32(4) == DYNAMIC_SYMBOLS)?;
+    let names = sections.get(dynamic.u32(40) as usize)?;
+    let names = part(file, names.u64(24), names.u64(32), MAX_NAMES_BYTES)?;
+    let symbols = table(file, dynamic.u64(24), dynamic.u64(32) / 24, dynamic.u64(56), 24)?;
+    let named = symbols.iter().filter_map(|symbol| {
+        let name = names.get(symbol.u32(0) as usize..)?.split(|byte| *byte == 0).next()?;
+        let name = std::str::from_utf8(name).ok().filter(|name| name.starts_with(prefix))?;
+        Some((name.to_owned(), symbol.u64(8)))
+    });
+    Some(named.collect())
 }
 
 /// What tells one build from another: the linker's identifier in hexadecimal, or Go's as it is.

@@ -3,16 +3,18 @@
 //! An address without a name becomes the frame `[unknown]`, or `[FILE]` where the file is known, and the reason is
 //! counted.
 
+mod jit;
 mod kernel;
 
 use crate::aggregate::Losses;
 use crate::names::{Interned, KERNEL_SUFFIX, UNKNOWN};
+use jit::{Jit, is_tagged};
 use kernel::Kernel;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::Sample;
 use kpulse_symbolize::native::Detail;
 use kpulse_symbolize::process::Identity;
-use kpulse_symbolize::{Nameless, Native, Processes, cut, instructions};
+use kpulse_symbolize::{Nameless, Native, Processes, Unknown, cut, instructions};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +23,7 @@ use std::time::Instant;
 pub struct Symbols {
     kernel: Kernel,
     native: Native,
+    jit: Jit,
     names: Interned<str>,
     unknown: Arc<str>,
     unsymbolized: Losses,
@@ -29,10 +32,11 @@ pub struct Symbols {
 impl Symbols {
     /// Reads nothing yet: the first batch does.
     pub fn new(paths: &Paths) -> Self {
-        let native = Native::new(Processes::new(&paths.procfs), Detail::Inlined);
+        let source = Processes::new(&paths.procfs);
+        let (native, jit) = (Native::new(source.clone(), Detail::Inlined), Jit::new(source));
         let mut names = Interned::default();
         let unknown = names.intern(UNKNOWN);
-        Self { kernel: Kernel::new(&paths.procfs), native, names, unknown, unsymbolized: Losses::new() }
+        Self { kernel: Kernel::new(&paths.procfs), native, jit, names, unknown, unsymbolized: Losses::new() }
     }
 
     /// Looks up every address of a batch that is not known yet.
@@ -43,21 +47,38 @@ impl Symbols {
         self.kernel.resolve(kernel, |name| names.intern(&format!("{}{KERNEL_SUFFIX}", cut(name))));
 
         let mut by_process: HashMap<u32, (u64, Vec<u64>)> = HashMap::new();
-        for sample in samples.filter(|sample| !sample.user.is_empty()) {
+        let mut without_file: HashMap<u32, Vec<u64>> = HashMap::new();
+        let user = samples.filter(|sample| !sample.user.is_empty());
+        for sample in user.clone() {
             let (count, addresses) = by_process.entry(sample.pid).or_default();
             *count += sample.count;
-            addresses.extend(instructions(&sample.user));
+            addresses.extend(instructions(&sample.user).filter(|address| !is_tagged(*address)));
         }
         let mut wanted: Vec<_> = by_process.into_iter().collect();
         wanted.sort_unstable_by_key(|(pid, (count, _))| (std::cmp::Reverse(*count), *pid));
         let wanted = wanted.into_iter().map(|(pid, (_, addresses))| (pid, addresses)).collect();
         self.native.resolve(wanted, now, &mut |name| names.intern(cut(name)));
+        for sample in user {
+            for address in instructions(&sample.user) {
+                let is_anonymous = || {
+                    let name = self.native.name(sample.pid, address);
+                    matches!(name, Err(Nameless { why: Unknown::Anonymous | Unknown::NoSymbol, file: None }))
+                };
+                if is_tagged(address) || is_anonymous() {
+                    without_file.entry(sample.pid).or_default().push(address);
+                }
+            }
+        }
+        self.jit.resolve(without_file, now, &mut |name| names.intern(cut(name)));
     }
 
     /// The frames of a resolved sample from root to leaf. Neighbours without a name in one file are one frame.
     pub fn frames(&mut self, sample: &Sample, frames: &mut Vec<Arc<str>>) {
         frames.clear();
-        let user = instructions(&sample.user).map(|address| self.native.name(sample.pid, address));
+        let user = instructions(&sample.user).map(|address| {
+            let jit = self.jit.name(sample.pid, address);
+            jit.unwrap_or_else(|| self.native.name(sample.pid, address))
+        });
         let kernel = instructions(&sample.kernel).map(|address| self.kernel.name(address));
         // Both are leaf first, and the kernel was entered from the user's leaf.
         for resolved in kernel.chain(user) {
@@ -107,6 +128,6 @@ impl Symbols {
 
     /// Addresses of programs whose names are kept.
     pub fn addresses(&self) -> usize {
-        self.native.addresses()
+        self.native.addresses() + self.jit.addresses()
     }
 }

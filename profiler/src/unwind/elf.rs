@@ -1,7 +1,7 @@
 //! Which parts of a program's file does unwinding need? Its code segments and `.eh_frame`, read into memory.
 
 pub use kpulse_symbolize::object::{ReadAt, Segment};
-use kpulse_symbolize::object::{header, part, sections, segments};
+use kpulse_symbolize::object::{Bytes, Header, header, part, sections, segments};
 
 /// A row comes from 5 to 8 bytes, so that a larger section has more rows than the kernel's table.
 const MAX_SECTION_BYTES: u64 = 5 << 20;
@@ -27,10 +27,7 @@ impl Elf {
     /// Reads a 64-bit x86 file; `None` when it is not one, or is broken.
     pub fn read<R: ReadAt + ?Sized>(file: &R) -> Option<Self> {
         let header = header(file, X86_64)?;
-        let is_code = |kind: u32, flags: u32| kind == LOAD && flags & EXECUTABLE != 0;
-        let segments = segments(file, &header)?.into_iter();
-        let code = segments.filter(|part| is_code(part.kind, part.flags)).map(|part| part.segment).collect();
-        let mut elf = Self { code, ..Self::default() };
+        let mut elf = Self { code: code(file, &header)?, ..Self::default() };
         // A file without sections, or with broken ones, still has segments.
         for section in sections(file, &header).unwrap_or_default() {
             let Segment { offset, bytes, address } = section.segment;
@@ -48,6 +45,11 @@ impl Elf {
         Some(elf)
     }
 
+    /// Only where its code is.
+    pub fn code<R: ReadAt + ?Sized>(file: &R) -> Option<Vec<Segment>> {
+        code(file, &header(file, X86_64)?)
+    }
+
     /// What to subtract from addresses of a mapping of this file to have the file's own.
     pub fn bias(code: &[Segment], start: u64, offset: u64) -> Option<u64> {
         const PAGE: u64 = 4095;
@@ -59,6 +61,11 @@ impl Elf {
         let address = (segment.address & !PAGE).wrapping_add(offset - (segment.offset & !PAGE));
         Some(start.wrapping_sub(address))
     }
+}
+
+fn code<R: ReadAt + ?Sized>(file: &R, header: &Bytes) -> Option<Vec<Segment>> {
+    let is_code = |part: &Header| part.kind == LOAD && part.flags & EXECUTABLE != 0;
+    Some(segments(file, header)?.into_iter().filter(is_code).map(|part| part.segment).collect())
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! How does the kernel's walk of a user stack find callers of code without frame pointers? By tables made from
 //! `.eh_frame` when a process is sampled for the first time, and when its stack leads to code that it mapped since.
 
-mod code;
+pub mod code;
 mod eh_frame;
-mod elf;
+pub mod elf;
 mod go;
+pub mod hotspot;
 mod pages;
 mod ranges;
 mod tables;
@@ -60,6 +61,7 @@ fn run(mut tables: Tables, scope: &Scope, stopped: &Receiver<()>, shared: &Share
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(INTERVAL) {
         let now = Instant::now();
         warn(serve(&mut tables, scope, shared));
+        warn(tables.await_jvms(now));
         if now - swept >= SWEEP_INTERVAL {
             warn(tables.sweep());
             swept = now;

@@ -8,6 +8,7 @@ use super::code::{self, Code, FileId};
 use super::eh_frame::{self, Rule, Section};
 use super::elf::{Elf, Segment};
 use super::go;
+use super::hotspot::{self, Found, Jvm, Missing};
 use super::pages::Pages;
 use super::ranges::Ranges;
 use crate::aggregate::Losses;
@@ -28,6 +29,10 @@ const MAX_FILES: usize = 4096;
 /// its mappings all the time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A JVM fills its tables within milliseconds as a rule; a starved one is looked at less and less often.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LAST_WAIT: Duration = Duration::from_secs(30);
 
 /// A process that was not sampled for so long is gone, or can be read again.
 const MAX_IDLE: Duration = Duration::from_secs(60);
@@ -54,6 +59,9 @@ struct Known {
     contents: HashSet<Content>,
     read: Instant,
     pause: Duration,
+    /// Its JVM has not begun: when to look again, and after how long the next time.
+    awaited: Option<(Instant, Duration)>,
+    has_jvm: bool,
 }
 
 /// What is in the kernel's maps.
@@ -66,6 +74,7 @@ pub struct Tables {
     files: HashMap<FileId, Rc<File>>,
     tables: HashMap<Content, Table>,
     processes: HashMap<u32, Known>,
+    jvms: usize,
     /// Mappings that a walk which began before may still read.
     retired: Vec<Range<u32>>,
     hasher: RandomState,
@@ -94,6 +103,7 @@ impl Tables {
             files: HashMap::new(),
             tables: HashMap::new(),
             processes: HashMap::new(),
+            jvms: 0,
             retired: Vec::new(),
             hasher: RandomState::new(),
             refused: Losses::new(),
@@ -123,12 +133,41 @@ impl Tables {
         if known.is_some_and(|known| now - known.read < known.pause) {
             return Ok(());
         }
+        self.read_process(pid, running.identity, pause, now)
+    }
+
+    /// Looks again for the JVMs that had not begun.
+    pub fn await_jvms(&mut self, now: Instant) -> anyhow::Result<()> {
+        let is_due = |known: &Known| known.awaited.is_some_and(|(next, _)| next <= now);
+        let due: Vec<_> =
+            self.processes.iter().filter(|(_, known)| is_due(known)).map(|(pid, _)| *pid).collect();
+        for pid in due {
+            let Some(known) = self.processes.get_mut(&pid) else { continue };
+            let (identity, pause, awaited) = (known.identity, known.pause, known.awaited.take());
+            let again = awaited.map(|(_, wait)| wait * 2).filter(|wait| *wait <= LAST_WAIT);
+            if matches!(hotspot::find(&self.source, pid, &known.codes), Found::Missing(Missing::NotYet)) {
+                known.awaited = again.map(|wait| (now + wait, wait));
+                continue;
+            }
+            known.codes.clear();
+            self.read_process(pid, identity, pause, now)?;
+        }
+        Ok(())
+    }
+
+    fn read_process(
+        &mut self,
+        pid: u32,
+        identity: Identity,
+        pause: Duration,
+        now: Instant,
+    ) -> anyhow::Result<()> {
         let mut codes = code::mapped(&self.source, pid);
         // Between the two it may have started another program, whose mappings these would be.
-        if self.source.process(pid).is_none_or(|again| again.identity != running.identity) {
+        if self.source.process(pid).is_none_or(|again| again.identity != identity) {
             return Ok(());
         }
-        if let Some(known) = self.processes.get_mut(&pid).filter(|known| known.identity == running.identity)
+        if let Some(known) = self.processes.get_mut(&pid).filter(|known| known.identity == identity)
             && known.codes == codes
         {
             (known.read, known.pause) = (now, (pause * 2).min(LAST_PAUSE));
@@ -139,7 +178,7 @@ impl Tables {
             codes.truncate(limits::PROCESS_MAPPINGS);
         }
         self.forget(pid)?;
-        self.enter(pid, running.identity, codes, now)
+        self.enter(pid, identity, codes, now)
     }
 
     fn enter(&mut self, pid: u32, identity: Identity, codes: Vec<Code>, now: Instant) -> anyhow::Result<()> {
@@ -148,8 +187,15 @@ impl Tables {
             self.evict()?;
         }
         let (files, mut contents) = (self.source.files(pid), HashSet::new());
-        let mut mappings = Vec::with_capacity(codes.len());
+        let (jvm, awaited) = self.find_jvm(pid, &codes, now);
+        let mut mappings: Vec<Mapping> =
+            jvm.iter().flat_map(|jvm| hotspot::mappings(&jvm.layout.kernel)).collect();
+        let heaps = mappings.len();
         for code in &codes {
+            // What a JVM has made by now is a part of where it makes it.
+            if mappings[..heaps].iter().any(|heap| code.start < heap.end && heap.start < code.end) {
+                continue;
+            }
             let mut mapping =
                 Mapping { start: code.start, end: code.end, bias: code.start, first_page: 0, page_count: 0 };
             let found = code::identify(&self.source, pid, files, code);
@@ -165,6 +211,8 @@ impl Tables {
             }
             mappings.push(mapping);
         }
+        mappings.sort_unstable_by_key(|mapping| mapping.start);
+        mappings.truncate(limits::PROCESS_MAPPINGS);
         let Some(range) = self.mappings.take(mappings.len()) else {
             self.refuse("mappings_full");
             self.release(&contents);
@@ -177,10 +225,30 @@ impl Tables {
             first: range.start,
             count: range.end - range.start,
         };
-        let outcome = self.maps.set_process(pid, &process, &mappings);
-        let known = Known { identity, codes, mappings: range, contents, read: now, pause: FIRST_PAUSE };
+        let described = jvm.as_ref().map_or(Ok(()), |jvm| self.maps.set_hotspot(pid, &jvm.layout.kernel));
+        let outcome = described.and_then(|()| self.maps.set_process(pid, &process, &mappings));
+        let (pause, has_jvm) = (FIRST_PAUSE, jvm.is_some());
+        let known = Known { identity, codes, mappings: range, contents, read: now, pause, awaited, has_jvm };
+        self.jvms += usize::from(has_jvm);
         self.processes.insert(pid, known);
         outcome.context("cannot tell the kernel of a process")
+    }
+
+    /// The JVM of a process, or when to look for it again.
+    fn find_jvm(
+        &mut self,
+        pid: u32,
+        codes: &[Code],
+        now: Instant,
+    ) -> (Option<Box<Jvm>>, Option<(Instant, Duration)>) {
+        match hotspot::find(&self.source, pid, codes) {
+            Found::Ready(_) if self.jvms >= limits::HOTSPOTS => self.refuse("jvms_full"),
+            Found::Ready(jvm) => return (Some(jvm), None),
+            Found::Missing(Missing::NotYet) => return (None, Some((now + FIRST_WAIT, FIRST_WAIT))),
+            Found::Missing(Missing::Unknown) => self.refuse("jvm_unknown"),
+            Found::Nothing => {}
+        }
+        (None, None)
     }
 
     /// The table of a file's content, and what to subtract from addresses in memory to have the file's.
@@ -288,6 +356,7 @@ impl Tables {
         self.maps.remove_process(pid)?;
         if let Some(known) = self.processes.remove(&pid) {
             self.retired.push(known.mappings);
+            self.jvms -= usize::from(known.has_jvm);
             self.release(&known.contents);
         }
         Ok(())
