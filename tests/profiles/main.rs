@@ -1,6 +1,8 @@
 //! Does a profile tell the truth? Programs whose stacks and shares are known, recorded by the real profiler.
 
 mod go;
+#[cfg(target_arch = "x86_64")]
+mod java;
 mod outputs;
 mod program;
 mod record;

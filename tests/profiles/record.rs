@@ -35,6 +35,13 @@ pub fn record_samples(pid: u32, samples: u64) -> String {
     }
 }
 
+/// What a process runs in so many seconds, with every sample accounted for.
+pub fn record_for(pid: u32, seconds: u32) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    assert_closed(&record(&["--pid", &pid.to_string()], seconds, "folded", file.path()));
+    fs::read_to_string(file.path()).expect("the profile is there")
+}
+
 /// Records longer and longer until there are samples enough to judge shares by.
 fn record_enough(scope: &[&str], file: &Path) -> Shares {
     let mut seconds = 4;

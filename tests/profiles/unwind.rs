@@ -94,7 +94,7 @@ fn judge(program: &Running, root: &[&str]) {
 }
 
 /// Root of a thread, as the distribution's libraries are named.
-const THREAD: &[&str] = &["clone3", "__clone3", "clone", "__clone"];
+pub const THREAD: &[&str] = &["clone3", "__clone3", "clone", "__clone"];
 
 #[test]
 fn a_program_without_frame_pointers_and_its_library_are_walked_whole() {
