@@ -16,6 +16,8 @@
 #define STUB_WORDS 6
 /* Farther from the stack pointer than a frame is large. */
 #define FRAME_NEAR 65536
+/* sub rsp, …; mov [rsp + …], rbp: of stubs that do not say when their frame is complete. */
+#define STUB_ENTRY_BYTES 11
 #define CODE_BEFORE 11
 #define CODE_BYTES 27
 
@@ -256,7 +258,7 @@ static __always_inline bool is_incomplete(struct walk *walk, struct hotspot *jvm
 	} else if (READ(complete, blob + jvm->frame_complete)) {
 		return false;
 	}
-	return complete >= 0 && walk->pc < begin + complete;
+	return walk->pc < begin + (complete < 0 ? STUB_ENTRY_BYTES : complete);
 }
 
 static __always_inline bool is_method(struct hotspot *jvm, __u64 blob)
