@@ -154,6 +154,103 @@ fn class_name(internal: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unwind::hotspot::Place;
+    use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Heap, Hotspot};
+    use proptest::prelude::*;
+
+    const HEAP: u64 = 0x1000;
+
+    /// Code from 0x1000 on, in segments of 16 bytes, whose map is at 0.
+    fn layout() -> Layout {
+        let mut kernel = Hotspot {
+            code_low: HEAP,
+            code_high: HEAP + 0x800,
+            call_stub_return: HEAP + 0x700,
+            block_header: 8,
+            blob_name: 0,
+            compile_id: 8,
+            code_begin: 16,
+            is_code_relative: 1,
+            const_method: 0,
+            ..Hotspot::default()
+        };
+        kernel.heaps[0] = Heap { low: HEAP, high: HEAP + 0x800, segment_map: 0, segment_shift: 4, _pad: 0 };
+        Layout {
+            method: 24,
+            descriptions: Place::FromBlob(32),
+            scopes: Place::FromBlob(36),
+            metadata: Metadata::At(Place::FromBlob(40)),
+            excess: 0,
+            constants: 8,
+            name_index: 16,
+            pool_bytes: 16,
+            pool_holder: 0,
+            class_name: 0,
+            symbol_length: 0,
+            symbol_body: 2,
+            kernel,
+        }
+    }
+
+    fn put(memory: &mut [u8], at: usize, value: u64) {
+        memory[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// One compiled method, `a/B.c`, without descriptions, at 0x1108.
+    fn memory() -> Vec<u8> {
+        let mut memory = vec![0; 0x1800];
+        memory[0x10..0x20].copy_from_slice(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        memory[0x20] = FREE;
+        for (at, value) in [(0x1108, 0x200), (0x1110, 7), (0x1118, 64), (0x1120, 0x300)] {
+            put(&mut memory, at, value);
+        }
+        memory[0x200..0x207].copy_from_slice(b"nmethod");
+        // Method, its description, its constants with the second one's name, the class.
+        for (at, value) in
+            [(0x300, 0x340), (0x348, 0x380), (0x350, 1), (0x380, 0x3c0), (0x398, 0x401), (0x3c0, 0x440)]
+        {
+            put(&mut memory, at, value);
+        }
+        memory[0x400..0x403].copy_from_slice(b"\x01\0c");
+        memory[0x440..0x445].copy_from_slice(b"\x03\0a/B");
+        memory
+    }
+
+    #[test]
+    fn compiled_and_interpreted_code_have_the_name_of_the_method() {
+        let (memory, layout) = (memory(), layout());
+        let reader = Reader { memory: memory.as_slice(), layout: &layout };
+        let method = || Code::Methods(vec!["a.B.c".into()]);
+        let compiled = |number: u64| frame::COMPILED | number << 48 | 0x11a0;
+        assert_eq!(reader.name(frame::INTERPRETED | 0x300), method());
+        assert_eq!((reader.name(compiled(7)), reader.name(0x11a0)), (method(), method()));
+        assert_eq!(reader.name(compiled(8)), Code::Unloaded, "another compilation is in its place");
+        assert_eq!(reader.name(frame::COMPILED | 0x1200), Code::Unloaded, "nothing is there");
+        assert_eq!(reader.name(frame::COMPILED | 0x16ff), Code::Stub(CALL_STUB.into()));
+        assert_eq!(reader.name(frame::INTERPRETED | 0xffff_ffff_fff8), Code::Unloaded, "no memory is there");
+    }
+
+    proptest! {
+        #[test]
+        fn any_memory_is_survived(
+            breaks in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..80),
+            words in prop::collection::vec(prop_oneof![any::<u64>(), 0x1000u64..0x1800], 1..20),
+        ) {
+            let (mut memory, layout) = (memory(), layout());
+            for (index, byte) in breaks {
+                let place = index.index(memory.len());
+                memory[place] = byte;
+            }
+            let reader = Reader { memory: memory.as_slice(), layout: &layout };
+            for word in words {
+                for tag in [0, frame::COMPILED, frame::INTERPRETED] {
+                    if let Code::Methods(names) = reader.name(word | tag) {
+                        prop_assert!(names.iter().all(|name| name.len() <= 8 * NAME_BYTES));
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_class_has_the_name_of_the_source() {

@@ -12,6 +12,8 @@ use super::elf::Elf;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Hotspot, MAPPING_HOTSPOT, Mapping};
 use kpulse_symbolize::object;
 use kpulse_symbolize::process::Processes;
+#[cfg(test)]
+pub use layout::Place;
 pub use layout::{Layout, Metadata};
 use std::collections::HashMap;
 use std::fs::File;
