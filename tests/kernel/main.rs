@@ -9,6 +9,8 @@ mod clock_step;
 mod compaction;
 mod cpu_sample;
 #[cfg(target_arch = "x86_64")]
+mod cpu_sample_java;
+#[cfg(target_arch = "x86_64")]
 mod cpu_sample_walk;
 mod direct_reclaim;
 mod governor;
