@@ -37,7 +37,7 @@ fn start(java: &Path, flags: &[&str], folder: &Path, program: &[&str]) -> Runnin
 
 /// Other JDKs of this machine than the one in the PATH, by version.
 fn other_jdks() -> Vec<(u32, PathBuf)> {
-    let own = fs::canonicalize("/proc/self/root/usr/bin/java").ok();
+    let own = fs::canonicalize("/usr/bin/java").ok();
     let entries = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
         .filter_map(|entry| {
