@@ -3,6 +3,7 @@
 use crate::needs_root;
 use crate::program::{Line, Running, parse, start};
 use crate::record::record_samples;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -101,6 +102,21 @@ fn a_stripped_go_program_is_whole() {
 fn a_position_independent_go_program_is_whole() {
     needs_root!("a_position_independent_go_program_is_whole");
     judge("a_position_independent_go_program_is_whole", &["-buildmode=pie"]);
+}
+
+/// What packers make: the table is found by its header alone.
+#[test]
+fn a_go_program_without_section_headers_is_whole() {
+    const TEST: &str = "a_go_program_without_section_headers_is_whole";
+    needs_root!(TEST);
+    let folder = tempfile::tempdir().expect("a folder");
+    let Some(program) = build(TEST, folder.path(), false, &["-ldflags=-s -w"]) else { return };
+    let mut file = fs::read(&program).expect("is there");
+    // The offset of the headers in the file, their size, their number and the one with names.
+    file[40..48].fill(0);
+    file[58..64].fill(0);
+    fs::write(&program, file).expect("can be written");
+    Quality::of(&record_samples(start(&program, 120).pid(), 2500), INLINED).assert_true();
 }
 
 fn judge_with_c(test: &str, flags: &[&str]) {
