@@ -1,7 +1,7 @@
 //! Are the stacks of Go programs whole, and named where nothing but Go's own table has names? Built as users build them.
 
 use crate::needs_root;
-use crate::program::{Line, Running, parse, start};
+use crate::program::{Line, parse, start};
 use crate::record::record_samples;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,10 +79,23 @@ impl Quality {
     }
 }
 
+/// Starts the program and judges its leaves by 2,000 samples; on a busy machine these take more than one recording.
+fn judge_program(program: &Path, last: &[&str]) {
+    let program = start(program, 300);
+    let mut folded = String::new();
+    for _ in 0..3 {
+        folded += &record_samples(program.pid(), 2500);
+        if Quality::of(&folded, last).samples >= 2000 {
+            break;
+        }
+    }
+    Quality::of(&folded, last).assert_true();
+}
+
 fn judge(test: &str, flags: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(program) = build(test, folder.path(), false, flags) else { return };
-    Quality::of(&record_samples(start(&program, 120).pid(), 2500), INLINED).assert_true();
+    judge_program(&program, INLINED);
 }
 
 #[test]
@@ -116,15 +129,13 @@ fn a_go_program_without_section_headers_is_whole() {
     file[40..48].fill(0);
     file[58..64].fill(0);
     fs::write(&program, file).expect("can be written");
-    Quality::of(&record_samples(start(&program, 120).pid(), 2500), INLINED).assert_true();
+    judge_program(&program, INLINED);
 }
 
 fn judge_with_c(test: &str, flags: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(program) = build(test, folder.path(), true, flags) else { return };
-    let program: Running = start(&program, 120);
-    let folded = record_samples(program.pid(), 2500);
-    Quality::of(&folded, IN_C).assert_true();
+    judge_program(&program, IN_C);
 }
 
 #[test]
