@@ -57,6 +57,7 @@ find_test_needs() {
 	need zstd zstd "read compressed metrics"
 	have javac || missing openjdk-17-jdk-headless "run Kafka and Elasticsearch"
 	need mvn maven "run Kafka and Elasticsearch"
+	python3 -c 'import ensurepip' 2>/dev/null || missing python3-venv "run the example consumer"
 	need g++ g++ "profile C++ programs"
 }
 

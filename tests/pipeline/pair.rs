@@ -4,7 +4,7 @@ use kpulse_tests::process::{Ended, Service, command, gateway, run};
 use kpulse_tests::services::{Kind, Server};
 use kpulse_tests::{binary, within};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, TopicPartitionList};
 use serde_json::{Value, json};
@@ -139,9 +139,21 @@ impl Way {
 
     /// Puts a record into the topic as it is.
     pub fn put(&self, payload: Option<&str>) {
+        self.put_with(None, payload);
+    }
+
+    /// The same with this version in its headers.
+    pub fn put_with(&self, schema: Option<&str>, payload: Option<&str>) {
         let producer: BaseProducer = self.client().create().unwrap();
         let mut record: BaseRecord<'_, str, str> = BaseRecord::to(&self.name).key("k");
         record.payload = payload;
+        if schema.is_some() {
+            let headers = [("schema", schema), ("probe", Some("p")), ("host", Some("h"))];
+            record.headers =
+                Some(headers.into_iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+                    headers.insert(Header { key, value })
+                }));
+        }
         producer.send(record).map_err(|(error, _)| error).unwrap();
         producer.flush(LONG).unwrap();
     }
@@ -238,7 +250,8 @@ pub fn event(number: usize) -> Value {
         "host": {"name": "n1", "id": "h1"},
         "container": {"id": format!("c{}", number % 50)},
         "kpulse": {"schema": 1, "probe": "packet_drop", "suppressed": 0,
-            "packet_drop": {"reason": "NO_SOCKET", "source": {"ip": "192.0.2.1", "port": number % 65536}}},
+            "packet_drop": {"reason": "NO_SOCKET", "protocol": "udp", "direction": "in", "length": 22,
+                "source": {"ip": "192.0.2.1", "port": number % 65536}}},
     })
 }
 

@@ -1,4 +1,5 @@
-//! Real Kafka, Elasticsearch and OpenSearch on free loopback ports, which end with the test program however it ends.
+//! Real Kafka, Elasticsearch and OpenSearch on free loopback ports, which end with the test program however it ends; and a
+//! Python.
 
 use crate::process::{Service, command};
 use crate::{http, within};
@@ -26,15 +27,40 @@ impl Kind {
             Self::Elasticsearch => "elasticsearch.sh",
             Self::OpenSearch => "opensearch.sh",
         };
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(name)
+        folder().join(name)
     }
 
     /// Downloads it where it is not in the cache yet; why that cannot be done here.
     pub fn install(self) -> Result<(), String> {
-        let output = command(self.script()).arg("install").output().map_err(|error| error.to_string())?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
-        if output.status.success() { Ok(()) } else { Err(format!("{self:?} cannot be had: {last}")) }
+        install(&self.script()).map_err(|why| format!("{self:?} cannot be had: {why}"))
+    }
+}
+
+fn install(script: &Path) -> Result<(), String> {
+    let output = command(script).arg("install").output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+    if output.status.success() { Ok(()) } else { Err(last.to_owned()) }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("services")
+}
+
+/// A Python with the packages of the example consumer.
+pub struct Python;
+
+impl Python {
+    /// Downloads the packages where they are not in the cache yet; why that cannot be done here.
+    pub fn install() -> Result<(), String> {
+        install(&folder().join("python.sh")).map_err(|why| format!("confluent-kafka cannot be had: {why}"))
+    }
+
+    /// Runs a program.
+    pub fn command(file: &Path) -> Command {
+        let mut python = command(folder().join("python.sh"));
+        python.arg(file);
+        python
     }
 }
 
