@@ -187,7 +187,7 @@ pub struct Named {
 }
 
 /// What the probe measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Kpulse {
     /// Version of this document.
     pub schema: u32,
@@ -324,6 +324,8 @@ fn forbid_null(schema: &mut Value) {
     }
 }
 
+#[path = "event_decode.rs"]
+mod decode;
 #[cfg(test)]
 #[path = "event_tests.rs"]
 mod tests;

@@ -10,15 +10,20 @@ use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
 use kpulse_common::config::Value;
 use kpulse_common::logging;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Events of a file that the spool takes at once.
 const BATCH_MAX: usize = 2_000;
+/// How long an event of a file waits for more of them.
+const LINGER: Duration = Duration::from_millis(100);
+/// Events of a file that are read ahead.
+const READ_AHEAD: usize = 256;
 /// How soon room in the spool, or its emptiness, is noticed.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -99,7 +104,7 @@ fn forward_file(common: &CommonFlags, overrides: Vec<(String, Value)>, path: &Pa
     let is_over = Arc::new(AtomicBool::new(false));
     catch_signals(&is_over)?;
     let sender = Sender::start(producer)?;
-    let read = read_file(Lines::new(input), &spool, &is_over);
+    let read = read_file(input, &spool, &is_over);
     // After an error what Kafka does not take within the grace waits in the spool for the next start.
     while read.is_ok() && spool.state().events > 0 && !is_over.load(Ordering::Acquire) {
         std::thread::sleep(POLL);
@@ -113,33 +118,49 @@ fn forward_file(common: &CommonFlags, overrides: Vec<(String, Value)>, path: &Pa
 }
 
 /// Reads as fast as the spool has room: of a file nothing is dropped for the rest of it.
-fn read_file(lines: Lines<impl std::io::BufRead>, spool: &DiskSpool, is_over: &AtomicBool) -> Result<()> {
+fn read_file(input: impl BufRead + Send + 'static, spool: &DiskSpool, is_over: &AtomicBool) -> Result<()> {
     let room = spool.bounds().max_bytes / 2;
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    let take = |batch: &mut Vec<Record>| {
+    let read = read_ahead(input)?;
+    let mut has_more = true;
+    while has_more && !is_over.load(Ordering::Acquire) {
+        let (batch, end) = next_batch(&read);
         while spool.state().bytes > room && !is_over.load(Ordering::Acquire) {
             std::thread::sleep(POLL);
         }
-        spool.append(batch)?;
-        batch.clear();
-        anyhow::Ok(())
-    };
-    for line in lines {
-        match line {
-            Ok(line) => batch.push(Record::of(&line.event, line.json)),
-            Err(error) => {
-                take(&mut batch)?;
-                return Err(error);
+        spool.append(&batch)?;
+        has_more = end.is_none();
+        end.unwrap_or(Ok(()))?;
+    }
+    Ok(())
+}
+
+/// Has a thread of its own read: a line of a pipe may be long in coming, and what came before it must not wait.
+fn read_ahead(input: impl BufRead + Send + 'static) -> Result<Receiver<Result<Record>>> {
+    let (sender, read) = sync_channel(READ_AHEAD);
+    let run = move || {
+        for line in Lines::new(input) {
+            // Nobody takes any more once the process ends.
+            if sender.send(line.map(|line| Record::of(&line.event, line.json))).is_err() {
+                break;
             }
         }
-        if is_over.load(Ordering::Acquire) {
-            break;
-        }
-        if batch.len() >= BATCH_MAX {
-            take(&mut batch)?;
+    };
+    Builder::new().name("input".to_owned()).spawn(run).context("cannot start the thread that reads")?;
+    Ok(read)
+}
+
+/// What comes within the time, and the end of the file, if that is what comes next.
+fn next_batch(read: &Receiver<Result<Record>>) -> (Vec<Record>, Option<Result<()>>) {
+    let (mut batch, until) = (Vec::new(), Instant::now() + LINGER);
+    while batch.len() < BATCH_MAX {
+        match read.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Ok(record)) => batch.push(record),
+            Ok(Err(error)) => return (batch, Some(Err(error))),
+            Err(RecvTimeoutError::Timeout) => break,
+            Err(RecvTimeoutError::Disconnected) => return (batch, Some(Ok(()))),
         }
     }
-    take(&mut batch)
+    (batch, None)
 }
 
 /// Sets the flag at SIGTERM or SIGINT.

@@ -11,9 +11,9 @@ use std::time::SystemTime;
 const LINE_MAX: u64 = 1 << 20;
 
 /// Opens a file; `-` is stdin.
-pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+pub fn open(path: &Path) -> Result<Box<dyn BufRead + Send>> {
     if path == Path::new("-") {
-        return Ok(Box::new(io::stdin().lock()));
+        return Ok(Box::new(BufReader::new(io::stdin())));
     }
     let file = File::open(path);
     let file = file.with_context(|| format!("cannot read the events of {}", path.display()))?;

@@ -1,12 +1,11 @@
-//! One batch until the fate of each of its events is known, however long Elasticsearch takes.
+//! One request until the fate of each of its events is known, however long Elasticsearch takes.
 
 use super::counts::Counts;
 use super::dead_letter::DeadLetters;
-use crate::sink::elasticsearch::{Batch, Client, Outcome, Place, judge};
+use crate::sink::elasticsearch::{Client, Outcome, Place, Request, judge};
 use crate::sink::kafka::Refusal;
 use crate::tally::observe;
 use anyhow::anyhow;
-use hyper::body::Bytes;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant, SystemTime};
@@ -25,7 +24,7 @@ pub enum Report {
     Relief,
     /// Elasticsearch has too much to do, or does not answer.
     Pressure,
-    /// A batch of this many bytes is over.
+    /// A request of this many bytes is over.
     Finished(usize),
 }
 
@@ -51,9 +50,9 @@ enum Attempt {
 
 impl Delivery {
     /// Returns when every event is a document or a dead letter.
-    pub async fn deliver(&self, batch: Batch) {
-        let bytes = batch.bytes();
-        let mut parts = vec![batch];
+    pub async fn deliver(&self, request: Request) {
+        let bytes = request.body().len();
+        let mut parts = vec![request];
         let (mut wait, mut logged_at) = (RETRY.0, None);
         while let Some(part) = parts.pop() {
             match self.attempt(&part).await {
@@ -99,16 +98,15 @@ impl Delivery {
         self.report(Report::Finished(bytes));
     }
 
-    async fn attempt(&self, part: &Batch) -> Attempt {
+    async fn attempt(&self, part: &Request) -> Attempt {
         let start = Instant::now();
-        let body = Bytes::copy_from_slice(part.body());
-        let answer = match self.client.bulk(&self.data_stream, body).await {
+        let answer = match self.client.bulk(&self.data_stream, part.body()).await {
             Ok(answer) => answer,
             Err(error) => return Attempt::Failed("unreachable", error),
         };
         self.counts.update(|counts| {
             counts.bulks += 1;
-            counts.bulk_bytes += part.bytes() as u64;
+            counts.bulk_bytes += part.body().len() as u64;
             observe(&mut counts.bulk_time, u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
         });
         let said =
@@ -128,7 +126,7 @@ impl Delivery {
     }
 
     /// Acts on the outcome of each event: which are to be sent again and why, and whether any was not.
-    async fn settle(&self, part: &Batch, outcomes: Vec<Outcome>) -> (Vec<usize>, &'static str, bool) {
+    async fn settle(&self, part: &Request, outcomes: Vec<Outcome>) -> (Vec<usize>, &'static str, bool) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
         let (mut again, mut refused, mut done) = (Vec::new(), Vec::new(), Vec::with_capacity(part.len()));
@@ -167,7 +165,7 @@ impl Delivery {
         (again, last_cause, has_progress)
     }
 
-    async fn refuse(&self, part: &Batch, index: usize, refusal: Refusal) {
+    async fn refuse(&self, part: &Request, index: usize, refusal: Refusal) {
         let (place, _, json) = part.event(index);
         self.dead_letters.send_event(place, json, &refusal).await;
         self.report(Report::Done(vec![place]));

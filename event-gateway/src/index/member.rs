@@ -7,7 +7,7 @@ use super::dead_letter::Rejected;
 use super::deliver::Report;
 use super::offsets::Offsets;
 use super::record::parse;
-use crate::sink::elasticsearch::{Batch, ElasticsearchConfig};
+use crate::sink::elasticsearch::{Batch, ElasticsearchConfig, Request};
 use crate::sink::kafka::{Health, KafkaConfig, Role, original, refused};
 use anyhow::Result;
 use rdkafka::ClientContext;
@@ -35,7 +35,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// What the delivering thread gets; as many at once as [`State::limit`] says.
 #[derive(Debug)]
 pub enum Work {
-    Batch(Batch),
+    Request(Request),
     Rejected(Rejected),
 }
 
@@ -102,9 +102,9 @@ impl State {
 
     fn send_batch(&mut self) {
         if !self.batch.is_empty() {
-            let batch = std::mem::take(&mut self.batch);
+            let batch = std::mem::replace(&mut self.batch, Batch::new(self.config.max_bulk_bytes));
             self.bytes += batch.bytes();
-            self.send(Work::Batch(batch));
+            self.send(Work::Request(batch.into_request()));
         }
     }
 
@@ -261,7 +261,7 @@ impl Member {
         let session = client.get("session.timeout.ms").and_then(|text| text.parse().ok()).unwrap_or(45_000);
         let state = State {
             offsets: Offsets::default(),
-            batch: Batch::default(),
+            batch: Batch::new(elasticsearch.max_bulk_bytes),
             in_flight: 0,
             bytes: 0,
             limit: 1.0,

@@ -111,7 +111,7 @@ async fn work_off(delivery: Arc<Delivery>, mut to_do: UnboundedReceiver<Work>) {
         let delivery = delivery.clone();
         tokio::spawn(async move {
             match work {
-                Work::Batch(batch) => delivery.deliver(batch).await,
+                Work::Request(request) => delivery.deliver(request).await,
                 Work::Rejected(record) => {
                     let (place, bytes) = (record.place, record.payload.as_ref().map_or(0, Vec::len));
                     delivery.dead_letters.send_record(record).await;

@@ -45,32 +45,55 @@ struct Version {
 /// Looks at a record as closely as is wanted.
 pub fn parse(payload: Option<&[u8]>, decode: Decode) -> Result<Parsed<'_>, Refusal> {
     let payload = payload.ok_or_else(|| refusal("undecodable", "the record is empty".to_owned()))?;
-    let undecodable =
-        |error: serde_json::Error| refusal("undecodable", format!("the record is no event: {error}"));
-    let envelope: Envelope = serde_json::from_slice(payload).map_err(undecodable)?;
-    if envelope.kpulse.schema != SCHEMA_VERSION {
-        let why = format!("its schema is {}, known is {SCHEMA_VERSION}", envelope.kpulse.schema);
-        return Err(refusal("schema", why));
-    }
-    if decode == Decode::Typed {
-        let _: Event = serde_json::from_slice(payload).map_err(undecodable)?;
-    }
-    let id = envelope.event.id;
+    let (id, timestamp) = match decode {
+        Decode::Typed => typed(payload)?,
+        Decode::Verbatim => {
+            let envelope = envelope(payload)?;
+            (envelope.event.id, envelope.timestamp)
+        }
+    };
     if id.is_empty() || id.len() > ID_MAX {
         return Err(refusal("undecodable", format!("its event.id has {} bytes", id.len())));
     }
-    let time = humantime::parse_rfc3339(&envelope.timestamp).map_err(|_| {
-        refusal("undecodable", format!("its @timestamp is not a time in UTC: {:?}", envelope.timestamp))
-    })?;
+    let time = humantime::parse_rfc3339(&timestamp)
+        .map_err(|_| refusal("undecodable", format!("its @timestamp is not a time in UTC: {timestamp:?}")))?;
     let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let json = if payload.contains(&b'\n') || payload.contains(&b'\r') {
         // Written over several lines: line breaks part the events of a request.
-        let value: serde_json::Value = serde_json::from_slice(payload).map_err(undecodable)?;
+        let value: serde_json::Value =
+            serde_json::from_slice(payload).map_err(|error| undecodable(&error))?;
         Cow::Owned(value.to_string().into_bytes())
     } else {
         Cow::Borrowed(payload)
     };
     Ok(Parsed { id, time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX), json })
+}
+
+/// Its id and its time, if every field is what it should be.
+fn typed(payload: &[u8]) -> Result<(Cow<'_, str>, Cow<'_, str>), Refusal> {
+    match serde_json::from_slice::<Event>(payload) {
+        Ok(event) if event.kpulse.schema == SCHEMA_VERSION => {
+            Ok((event.event.id.into(), event.timestamp.into()))
+        }
+        // Of another version nothing else can be said.
+        outcome => {
+            envelope(payload)?;
+            Err(undecodable(&outcome.err().map(|error| error.to_string()).unwrap_or_default()))
+        }
+    }
+}
+
+fn envelope(payload: &[u8]) -> Result<Envelope<'_>, Refusal> {
+    let envelope: Envelope = serde_json::from_slice(payload).map_err(|error| undecodable(&error))?;
+    if envelope.kpulse.schema == SCHEMA_VERSION {
+        return Ok(envelope);
+    }
+    let why = format!("its schema is {}, known is {SCHEMA_VERSION}", envelope.kpulse.schema);
+    Err(refusal("schema", why))
+}
+
+fn undecodable(error: &dyn std::fmt::Display) -> Refusal {
+    refusal("undecodable", format!("the record is no event: {error}"))
 }
 
 fn refusal(cause: &'static str, reason: String) -> Refusal {

@@ -2,6 +2,7 @@
 
 use super::super::kafka::Refusal;
 use anyhow::{Context, Result, anyhow};
+use hyper::body::Bytes;
 use serde::Deserialize;
 use std::time::Instant;
 
@@ -26,25 +27,26 @@ struct Item {
     end: usize,
 }
 
-/// Events as one body of newline-delimited JSON.
+/// Events that are gathered for a request.
 #[derive(Debug)]
 pub struct Batch {
     body: Vec<u8>,
     items: Vec<Item>,
     opened_at: Instant,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { body: Vec::new(), items: Vec::new(), opened_at: Instant::now() }
-    }
+    room: usize,
 }
 
 impl Batch {
+    /// An empty one that will get about this many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { body: Vec::new(), items: Vec::new(), opened_at: Instant::now(), room: bytes + bytes / 8 }
+    }
+
     /// Adds an event that happened at `time_ns`. Its JSON has no line break.
     pub fn push(&mut self, place: Place, id: &str, time_ns: i64, json: &[u8]) {
         if self.items.is_empty() {
             self.opened_at = Instant::now();
+            self.body.reserve_exact(self.room);
         }
         let start = self.body.len();
         self.body.extend_from_slice(b"{\"create\":{\"_id\":");
@@ -54,11 +56,6 @@ impl Batch {
         self.body.extend_from_slice(json);
         self.body.push(b'\n');
         self.items.push(Item { place, time_ns, start, source, end: self.body.len() });
-    }
-
-    /// Events in it.
-    pub fn len(&self) -> usize {
-        self.items.len()
     }
 
     /// Whether there is none.
@@ -76,9 +73,28 @@ impl Batch {
         self.opened_at
     }
 
-    /// The request.
-    pub fn body(&self) -> &[u8] {
-        &self.body
+    /// What is sent.
+    pub fn into_request(self) -> Request {
+        Request { body: self.body.into(), items: self.items }
+    }
+}
+
+/// Events as one body of newline-delimited JSON.
+#[derive(Debug)]
+pub struct Request {
+    body: Bytes,
+    items: Vec<Item>,
+}
+
+impl Request {
+    /// Events in it.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Its body, of which there is one however often it is sent.
+    pub fn body(&self) -> Bytes {
+        self.body.clone()
     }
 
     /// Place, time and document of an event.
@@ -87,16 +103,16 @@ impl Batch {
         (item.place, item.time_ns, &self.body[item.source..item.end - 1])
     }
 
-    /// Some of its events as a batch of their own.
+    /// Some of its events as a request of their own.
     pub fn part(&self, indices: impl IntoIterator<Item = usize>) -> Self {
-        let mut part = Self { opened_at: self.opened_at, ..Self::default() };
+        let (mut body, mut items) = (Vec::new(), Vec::new());
         for item in indices.into_iter().map(|index| self.items[index]) {
-            let start = part.body.len();
-            part.body.extend_from_slice(&self.body[item.start..item.end]);
+            let start = body.len();
+            body.extend_from_slice(&self.body[item.start..item.end]);
             let moved = |at: usize| at - item.start + start;
-            part.items.push(Item { start, source: moved(item.source), end: moved(item.end), ..item });
+            items.push(Item { start, source: moved(item.source), end: moved(item.end), ..item });
         }
-        part
+        Self { body: body.into(), items }
     }
 }
 
@@ -224,17 +240,18 @@ mod tests {
             ids in prop::collection::vec(".{0,20}", 1..20),
             chosen in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         ) {
-            let mut batch = Batch::default();
+            let mut batch = Batch::new(100);
             for (offset, id) in (0..).zip(&ids) {
                 batch.push(place(offset), id, offset, format!("{{\"n\":{offset}}}").as_bytes());
             }
+            let batch = batch.into_request();
             let indices: Vec<_> = chosen.iter().map(|index| index.index(ids.len())).collect();
             let part = batch.part(indices.iter().copied());
             prop_assert_eq!(part.len(), indices.len());
             for (at, &index) in indices.iter().enumerate() {
                 prop_assert_eq!(part.event(at), batch.event(index));
             }
-            let mut lines = std::str::from_utf8(batch.body()).unwrap().lines();
+            let mut lines = std::str::from_utf8(&batch.body).unwrap().lines();
             for (offset, id) in (0..).zip(&ids) {
                 let action: serde_json::Value = serde_json::from_str(lines.next().unwrap()).unwrap();
                 prop_assert_eq!(action["create"]["_id"].as_str(), Some(id.as_str()));

@@ -5,6 +5,6 @@ mod client;
 mod config;
 mod trust;
 
-pub use bulk::{Batch, Outcome, Place, judge};
+pub use bulk::{Batch, Outcome, Place, Request, judge};
 pub use client::Client;
 pub use config::{Decode, ElasticsearchConfig};

@@ -137,12 +137,17 @@ impl KafkaConfig {
                 ("linger.ms", "20"),
                 ("queue.buffering.max.kbytes", "8192"),
                 ("queue.buffering.max.messages", "20000"),
+                // Whoever reads has a whole batch in memory.
+                ("batch.size", "262144"),
             ],
             Role::Consumer => &[
                 ("auto.offset.reset", "earliest"),
                 ("partition.assignment.strategy", "cooperative-sticky"),
+                // Fetches are bounded as they are compressed, some twenty times smaller than what then waits here.
                 ("queued.max.messages.kbytes", "2048"),
-                ("fetch.message.max.bytes", "131072"),
+                ("message.max.bytes", "131072"),
+                ("fetch.max.bytes", "131072"),
+                ("fetch.message.max.bytes", "32768"),
                 ("fetch.queue.backoff.ms", "20"),
                 ("statistics.interval.ms", "5000"),
             ],
