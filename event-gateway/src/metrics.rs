@@ -2,7 +2,7 @@
 
 use crate::sink::kafka::ProducerCounts;
 use crate::spool::Spool;
-use crate::spool::disk::{Bounds, State};
+use crate::spool::disk::{Bounds, LOSSES, State};
 use crate::tally::Tally;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 
@@ -105,6 +105,36 @@ const FORWARD_DELAY: MetricDef = MetricDef::histogram(
     &[],
 );
 
+/// Every family that `run` and `forward` may tell, but for those of the process itself.
+pub const FAMILIES: &[&MetricDef] = &[
+    &PRODUCED,
+    &STORED,
+    &LOST,
+    &DELAY,
+    &SPOOL_EVENTS,
+    &SPOOL_BYTES,
+    &SPOOL_EVENTS_MAX,
+    &SPOOL_BYTES_MAX,
+    &SINK_BYTES,
+    &SINK_UP,
+    &RETRIES,
+    &EXPIRED,
+    &FRAMES_UNNAMED,
+    &PROCESS_RECORDS,
+    &PROCESS_RECORDS_LOST,
+    &PROCESSES,
+    &PROCESS_BYTES,
+    &PROCESSES_DISPLACED,
+    &DISK_EVENTS,
+    &DISK_BYTES,
+    &DISK_BYTES_MAX,
+    &DISK_OLDEST,
+    &DISK_LOST,
+    &FORWARDED,
+    &FORWARD_RETRIES,
+    &FORWARD_DELAY,
+];
+
 /// Adds what happens between the spool and Kafka.
 pub fn forward(spool: &State, bounds: &Bounds, counts: &ProducerCounts, out: &mut Samples) {
     out.count(&DISK_EVENTS, &[], spool.events);
@@ -112,8 +142,9 @@ pub fn forward(spool: &State, bounds: &Bounds, counts: &ProducerCounts, out: &mu
     out.count(&DISK_BYTES_MAX, &[], bounds.max_bytes);
     let oldest = spool.oldest.and_then(|at| at.elapsed().ok()).unwrap_or_default();
     out.number(&DISK_OLDEST, &[], oldest.as_secs_f64());
-    for (reason, count) in &spool.dropped {
-        out.count(&DISK_LOST, &[reason], *count);
+    // From 0 on, so that the first loss is seen as one.
+    for reason in LOSSES {
+        out.count(&DISK_LOST, &[reason], spool.dropped.get(reason).copied().unwrap_or(0));
     }
     out.count(&FORWARDED, &[], counts.sent);
     for (cause, count) in &counts.retries {

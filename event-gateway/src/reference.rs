@@ -1,9 +1,10 @@
 //! EVENTS.md: every kind of event with what it takes to be told, and the fields that all documents have, written from
-//! the declarations.
+//! the declarations; and the gateway's own metrics.
 
 use crate::config::{event_probes, is_default};
 use crate::schema::{self, resolve};
 use crate::watch::{self, Watch};
+use crate::{index, metrics};
 use anyhow::Result;
 use kpulse_common::event;
 use kpulse_common::thresholds::Thresholds;
@@ -44,6 +45,16 @@ const OWN: &str = "
 Below `kpulse.KIND`. A kind that is not here has none.
 ";
 
+const METRICS: &str = "
+## Metrics of the gateway itself
+
+At `/metrics` of `run`, `forward` and `index`, beside `kpulse_build_info`, `process_*` and what METRICS.md says of the probes
+themselves.
+
+| metric | type | labels | what |
+|---|---|---|---|
+";
+
 const ROWS: &str = "| field | type | what |\n|---|---|---|\n";
 
 /// Deepest field of a document; a schema that refers to itself would have no end.
@@ -74,6 +85,14 @@ pub fn write(mut out: impl Write) -> Result<()> {
             write!(out, "\n### {}\n\n{ROWS}", kind.name)?;
             table(&mut out, &body, "")?;
         }
+    }
+    write!(out, "{METRICS}")?;
+    let mut families: Vec<_> = metrics::FAMILIES.iter().chain(index::FAMILIES).collect();
+    families.sort_by_key(|family| family.name);
+    for family in families {
+        let labels = family.label_names().collect::<Vec<_>>().join(", ");
+        let kind = format!("{:?}", family.kind).to_lowercase();
+        writeln!(out, "| `{}` | {kind} | {labels} | {} |", family.name, family.help)?;
     }
     Ok(())
 }
@@ -146,7 +165,8 @@ mod tests {
         }
         assert!(page.contains("`runqueue_latency.min_wait` 50ms"), "{page}");
         assert!(page.contains("| `receive` (off by default) |"), "{page}");
-        let fields = page.split_once("## Fields").unwrap().1.lines().filter(|line| line.starts_with("| `"));
+        let fields = page.split_once("## Fields").unwrap().1.split_once(METRICS).unwrap().0;
+        let fields = fields.lines().filter(|line| line.starts_with("| `"));
         let mut count = 0;
         for line in fields {
             let cells: Vec<&str> = line.split(" | ").collect();

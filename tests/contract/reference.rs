@@ -40,6 +40,28 @@ fn reference() -> Vec<Row> {
     rows
 }
 
+/// The gateway's own families, at the end of EVENTS.md.
+fn gateway_reference() -> Vec<Row> {
+    let text = read(&root().join("EVENTS.md"));
+    let rows = rows(text.split_once("## Metrics of the gateway itself").expect("it ends with them").1);
+    assert!(rows.len() > 30, "the table is found by its shape: {}", rows.len());
+    rows
+}
+
+#[test]
+fn the_gateway_lists_every_family_that_it_declares() {
+    let listed: BTreeSet<_> = gateway_reference().into_iter().map(|row| row.name).collect();
+    let declared: BTreeSet<_> = ["metrics.rs", "index/counts.rs"]
+        .iter()
+        .flat_map(|file| {
+            let text = read(&root().join("event-gateway/src").join(file));
+            let names = text.split('"').filter(|part| part.starts_with("kpulse_"));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(listed, declared);
+}
+
 #[test]
 fn metrics_md_is_what_the_exporter_writes() {
     let output = Command::new(kpulse_tests::binary("kpulse-exporter")).arg("reference").output();
@@ -63,7 +85,7 @@ fn events_md_is_what_the_gateway_writes() {
 #[test]
 fn every_family_of_it_is_named_typed_and_told_as_prometheus_wants() {
     let mut seen = BTreeSet::new();
-    for Row { name, kind, labels, help } in reference() {
+    for Row { name, kind, labels, help } in reference().into_iter().chain(gateway_reference()) {
         let is_ours = name.starts_with("kpulse_");
         assert!(is_ours || name.starts_with("process_"), "{name}");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
@@ -95,7 +117,8 @@ fn values<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
 
 #[test]
 fn rules_ask_only_for_families_that_exist() {
-    let kinds: BTreeMap<_, _> = reference().into_iter().map(|row| (row.name, row.kind)).collect();
+    let families = reference().into_iter().chain(gateway_reference());
+    let kinds: BTreeMap<_, _> = families.map(|row| (row.name, row.kind)).collect();
     let texts: Vec<String> = rule_files().iter().map(|path| read(path)).collect();
     let recorded: BTreeSet<&str> = texts.iter().flat_map(|text| values(text, "record")).collect();
     let mut asked = 0;

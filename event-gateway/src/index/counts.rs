@@ -68,6 +68,9 @@ impl Counts {
     }
 }
 
+/// Why a record can be no document.
+const DEAD_CAUSES: [&str; 4] = ["undecodable", "schema", "refused", "too_large"];
+
 const NONE: &[Label] = &[];
 const CONSUMED: MetricDef = MetricDef::counter(
     "kpulse_index_consumed_total",
@@ -123,6 +126,25 @@ const LAG: MetricDef = MetricDef::gauge(
     &[Label::Named("partition")],
 );
 
+/// Every family that `index` may tell, but for those that it shares.
+pub const FAMILIES: &[&MetricDef] = &[
+    &CONSUMED,
+    &INDEXED,
+    &DUPLICATES,
+    &DEAD,
+    &DROPPED,
+    &RETRIES,
+    &BULKS,
+    &BULK_BYTES,
+    &BULK_TIME,
+    &END_TO_END,
+    &IN_FLIGHT,
+    &IN_FLIGHT_MAX,
+    &WAITING,
+    &PAUSED,
+    &LAG,
+];
+
 /// Adds all families.
 pub fn samples(state: &State, kafka_error: Option<&str>, out: &mut Samples) {
     for (family, count) in [
@@ -139,8 +161,9 @@ pub fn samples(state: &State, kafka_error: Option<&str>, out: &mut Samples) {
     ] {
         out.count(family, &[], count);
     }
-    for (cause, count) in &state.dead_lettered {
-        out.count(&DEAD, &[cause], *count);
+    // From 0 on, so that the first one is seen as one.
+    for cause in DEAD_CAUSES {
+        out.count(&DEAD, &[cause], state.dead_lettered.get(cause).copied().unwrap_or(0));
     }
     for (cause, count) in &state.retries {
         out.count(&RETRIES, &[cause], *count);

@@ -15,6 +15,7 @@ use crate::sink::elasticsearch::Client;
 use crate::sink::kafka::Health;
 use anyhow::{Context, Result};
 use counts::Counts;
+pub use counts::FAMILIES;
 use dead_letter::DeadLetters;
 use deliver::{Delivery, Report};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};

@@ -5,6 +5,7 @@
 //! each event would cost more than the event.
 
 mod record;
+mod reserve;
 mod tables;
 
 pub use record::Record;
@@ -13,16 +14,21 @@ use super::Document;
 use crate::sink::{Expired, Sink, SinkError};
 use anyhow::{Context, Result, anyhow};
 use record::{decode, encode};
+use reserve::Reserve;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The spool's name within the state directory.
 pub const FILE: &str = "spool.db";
+/// Why events that were in the spool never reach Kafka.
+pub const LOSSES: [&str; 4] = ["spool_age", "spool_size", "spool_corrupt", "kafka_refused"];
+/// A lasting loss is logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes of events in one chunk: also what the reader has in memory at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -79,6 +85,8 @@ struct Inner {
     state: Mutex<State>,
     path: PathBuf,
     bounds: Bounds,
+    reserve: Reserve,
+    said_at: Mutex<Option<Instant>>,
 }
 
 impl DiskSpool {
@@ -96,14 +104,18 @@ impl DiskSpool {
     fn try_open(path: &Path, bounds: Bounds) -> Result<Self> {
         let directory = path.parent().context("it has no directory")?;
         std::fs::DirBuilder::new().recursive(true).mode(0o750).create(directory)?;
-        let connection = tables::open(path)?;
+        let reserve = Reserve::beside(path);
+        let connection = with_room(&reserve, || tables::open(path))?;
         let spool = Self(Arc::new(Inner {
             connection: Mutex::new(connection),
             state: Mutex::default(),
             path: path.to_owned(),
             bounds,
+            reserve,
+            said_at: Mutex::default(),
         }));
         spool.measure(&spool.connection())?;
+        spool.hold_reserve();
         Ok(spool)
     }
 
@@ -119,6 +131,9 @@ impl DiskSpool {
 
     /// Takes all of these or none; what has to give way to them is dropped and counted.
     pub fn append(&self, records: &[Record]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
         let mut connection = self.connection();
         let written = self.write(&mut connection, records);
         let measured = self.measure(&connection);
@@ -193,18 +208,42 @@ impl DiskSpool {
     /// Forgets chunks: they are where they should be, or `lost` says why they never will be.
     pub fn remove(&self, chunks: &[i64], lost: Option<&'static str>) -> Result<()> {
         let mut connection = self.connection();
-        let events = remove(&mut connection, chunks).with_context(|| self.write_error())?;
+        let removed = with_room(&self.0.reserve, || Ok(remove(&mut connection, chunks)?));
+        let events = removed.with_context(|| self.write_error())?;
         if let Some(reason) = lost {
             self.count_dropped([(reason, events)]);
         }
-        self.measure(&connection)
+        self.measure(&connection)?;
+        if self.state_mut().events == 0 {
+            self.hold_reserve();
+        }
+        Ok(())
     }
 
-    /// Counts events that will never be sent.
+    fn hold_reserve(&self) {
+        if let Err(error) = self.0.reserve.hold() {
+            tracing::debug!("the disk has no room in reserve for the spool: {error}");
+        }
+    }
+
+    /// Counts events that will never be sent, and says so once in a while.
     pub fn count_dropped(&self, dropped: impl IntoIterator<Item = (&'static str, u64)>) {
         let mut state = self.state_mut();
-        for (reason, events) in dropped {
+        let before: u64 = state.dropped.values().sum();
+        for (reason, events) in dropped.into_iter().filter(|(_, events)| *events > 0) {
             *state.dropped.entry(reason).or_default() += events;
+        }
+        if state.dropped.values().sum::<u64>() == before {
+            return;
+        }
+        let mut said_at = self.0.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            *said_at = Some(Instant::now());
+            let dropped = &state.dropped;
+            tracing::error!(
+                ?dropped,
+                "events that were to go to Kafka are lost; output.spool bounds what waits"
+            );
         }
     }
 
@@ -243,6 +282,16 @@ impl DiskSpool {
     fn state_mut(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Does it again with the room in reserve when the disk has no other.
+fn with_room<T>(reserve: &Reserve, mut write: impl FnMut() -> Result<T>) -> Result<T> {
+    let done = write();
+    let is_full = |error: &anyhow::Error| {
+        let code = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+        code == Some(rusqlite::ErrorCode::DiskFull)
+    };
+    if done.as_ref().is_err_and(is_full) && reserve.release() { write() } else { done }
 }
 
 /// How many events went with these chunks.

@@ -41,7 +41,10 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
-    connection.execute_batch(TABLE)?;
-    connection.pragma_update(None, "user_version", VERSION)?;
+    // A full disk takes no write that changes nothing.
+    if version != VERSION {
+        connection.execute_batch(TABLE)?;
+        connection.pragma_update(None, "user_version", VERSION)?;
+    }
     Ok(connection)
 }
