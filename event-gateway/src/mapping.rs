@@ -14,17 +14,33 @@ const ANNOTATION: &str = "x-elasticsearch";
 /// Above that of the templates that Elasticsearch itself has for `logs-*-*`.
 const PRIORITY: u32 = 200;
 
+/// What is kept in a data stream of its own, as the second part of its name.
+pub const DATASETS: [&str; 3] = ["events", "profiles", "camera"];
+
 /// The body of `PUT _index_template/kpulse-events`.
 pub fn template() -> Value {
-    let schema = schema::whole();
-    let mut mappings = object(&schema, &schema);
+    template_of("events", &mappings(&schema::whole()))
+}
+
+/// The types of what every document has: all that is sure of one that is no event.
+pub fn shared() -> Value {
+    mappings(&kpulse_common::event::schema())
+}
+
+fn mappings(schema: &Value) -> Value {
+    let mut mappings = object(schema, schema);
     // What a later version adds is kept in the document and not searched, rather than given a type by accident.
     mappings["dynamic"] = false.into();
     mappings["_meta"] = json!({"schema": SCHEMA_VERSION, "ecs": ECS_VERSION});
     mappings["dynamic_templates"] =
         json!([{"labels": {"path_match": "labels.*", "match_mapping_type": "string", "mapping": keyword()}}]);
+    mappings
+}
+
+/// The index template of a dataset.
+pub fn template_of(dataset: &str, mappings: &Value) -> Value {
     json!({
-        "index_patterns": ["logs-kpulse.events-*"],
+        "index_patterns": [format!("logs-kpulse.{dataset}-*")],
         "data_stream": {},
         "priority": PRIORITY,
         "template": {"mappings": mappings},

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::mapping;
-use crate::sink::elasticsearch::Client;
+use crate::sink::elasticsearch::{Client, ElasticsearchConfig};
 use crate::sink::kafka::create_topics;
 use anyhow::{Context, Result, anyhow};
 use hyper::Method;
@@ -13,8 +13,10 @@ use std::io::Write;
 
 /// What the data stream's mappings are called in the cluster.
 const MAPPINGS: &str = "kpulse-events-mappings";
+const SHARED: &str = "kpulse-shared-mappings";
 const SETTINGS: &str = "kpulse-events-settings";
-const TEMPLATE: &str = "kpulse-events";
+/// Where Elasticsearch has its lifecycle policies.
+const POLICY: &str = "_ilm/policy";
 
 /// Flags of `setup`.
 #[derive(clap::Args, Debug)]
@@ -62,7 +64,7 @@ async fn topics(config: &Config, is_dry_run: bool) -> Result<()> {
 
 async fn templates(config: &Config, is_dry_run: bool) -> Result<()> {
     let client = Client::new(&config.elasticsearch)?;
-    for (path, body) in bodies(&config.elasticsearch.lifecycle_policy) {
+    for (path, body) in bodies(&config.elasticsearch) {
         let exists = is_there(&client, &path, &body).await?;
         if !exists && !is_dry_run {
             let answer = client.json(Method::PUT, &format!("/{path}"), Some(&body)).await?;
@@ -88,23 +90,38 @@ fn say(exists: bool, is_dry_run: bool, what: &str, how: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")
 }
 
-/// What is put, in this order: the template names the components.
-fn bodies(lifecycle_policy: &str) -> [(String, Value); 3] {
-    let mut template = mapping::template();
-    let mappings = template["template"]["mappings"].take();
-    if let Some(fields) = template.as_object_mut() {
-        fields.remove("template");
-    }
-    template["composed_of"] = json!([MAPPINGS, SETTINGS]);
+/// What is put, in this order: a template names its components, and the settings name the policy.
+fn bodies(config: &ElasticsearchConfig) -> Vec<(String, Value)> {
     let mut index = json!({"codec": "best_compression"});
-    if !lifecycle_policy.is_empty() {
-        index["lifecycle"] = json!({ "name": lifecycle_policy });
+    let mut bodies = Vec::new();
+    if !config.lifecycle_policy.is_empty() {
+        index["lifecycle"] = json!({ "name": config.lifecycle_policy });
+        bodies.push((format!("{POLICY}/{}", config.lifecycle_policy), lifecycle(config)));
     }
-    [
-        (format!("_component_template/{MAPPINGS}"), json!({"template": {"mappings": mappings}})),
-        (format!("_component_template/{SETTINGS}"), json!({"template": {"settings": {"index": index}}})),
-        (format!("_index_template/{TEMPLATE}"), template),
-    ]
+    let mut component = |name: &str, template: Value| {
+        bodies.push((format!("_component_template/{name}"), json!({ "template": template })));
+    };
+    component(MAPPINGS, mapping::template()["template"].take());
+    component(SHARED, json!({"mappings": mapping::shared()}));
+    component(SETTINGS, json!({"settings": {"index": index}}));
+    for dataset in mapping::DATASETS {
+        let mut template = mapping::template_of(dataset, &Value::Null);
+        if let Some(fields) = template.as_object_mut() {
+            fields.remove("template");
+        }
+        template["composed_of"] = json!([if dataset == "events" { MAPPINGS } else { SHARED }, SETTINGS]);
+        bodies.push((format!("_index_template/kpulse-{dataset}"), template));
+    }
+    bodies
+}
+
+/// Indices of a day, or of the size that Elasticsearch advises, which are deleted when they are too old.
+fn lifecycle(config: &ElasticsearchConfig) -> Value {
+    let retention = format!("{}s", config.lifecycle_retention.as_secs());
+    json!({"policy": {"phases": {
+        "hot": {"actions": {"rollover": {"max_age": "1d", "max_primary_shard_size": "50gb"}}},
+        "delete": {"min_age": retention, "actions": {"delete": {}}},
+    }}})
 }
 
 /// Whether the cluster has it in this form. What it adds of its own does not count.
@@ -112,6 +129,8 @@ async fn is_there(client: &Client, path: &str, body: &Value) -> Result<bool> {
     let answer = client.json(Method::GET, &format!("/{path}"), None).await?;
     match answer.status {
         404 => Ok(false),
+        // A policy that has the name is what was asked for, whatever it says.
+        200 if path.starts_with(POLICY) => Ok(true),
         200 => {
             let answer = answer.json()?;
             let (list, inner) = match path.split('/').next() {
@@ -162,9 +181,32 @@ mod tests {
     }
 
     #[test]
-    fn a_lifecycle_is_named_only_if_it_is_wanted() {
-        let text = |policy| bodies(policy).map(|(_, body)| body.to_string()).join(" ");
-        assert!(!text("").contains("lifecycle"));
-        assert!(text("kpulse").contains(r#""lifecycle":{"name":"kpulse"}"#));
+    fn a_lifecycle_is_made_and_named_only_if_it_is_wanted() {
+        let text = |policy: &str| {
+            let config = ElasticsearchConfig { lifecycle_policy: policy.to_owned(), ..Default::default() };
+            let bodies = bodies(&config);
+            bodies.into_iter().map(|(path, body)| format!("{path} {body}")).collect::<Vec<_>>().join("\n")
+        };
+        assert!(!text("").contains("lifecycle") && !text("").contains("_ilm"));
+        let made = text("kpulse");
+        assert!(
+            made.starts_with("_ilm/policy/kpulse {") && made.contains(r#""min_age":"2592000s""#),
+            "{made}"
+        );
+        assert!(made.contains(r#""lifecycle":{"name":"kpulse"}"#), "{made}");
+    }
+
+    #[test]
+    fn each_dataset_has_a_template_whose_components_come_before_it() {
+        let bodies = bodies(&ElasticsearchConfig::default());
+        let at = |path: &str| bodies.iter().position(|(other, _)| other == path).unwrap();
+        for dataset in ["events", "profiles", "camera"] {
+            let (path, template) = &bodies[at(&format!("_index_template/kpulse-{dataset}"))];
+            assert_eq!(template["index_patterns"], json!([format!("logs-kpulse.{dataset}-*")]));
+            for component in template["composed_of"].as_array().unwrap() {
+                let component = format!("_component_template/{}", component.as_str().unwrap());
+                assert!(at(&component) < at(path), "{component}");
+            }
+        }
     }
 }

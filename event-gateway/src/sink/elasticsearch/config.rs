@@ -55,9 +55,12 @@ pub struct ElasticsearchConfig {
     pub max_in_flight: usize,
     /// How closely records are looked at.
     pub decode: Decode,
-    /// Index lifecycle policy that `setup` names in the template; empty for none, as a cluster without lifecycles refuses
-    /// one.
+    /// Index lifecycle policy that `setup` names in the templates, and makes where there is none of the name; empty for
+    /// none, as a cluster without lifecycles refuses one.
     pub lifecycle_policy: String,
+    /// How long a policy that `setup` makes keeps documents.
+    #[serde(with = "humantime_serde")]
+    pub lifecycle_retention: Duration,
 }
 
 impl Default for ElasticsearchConfig {
@@ -78,6 +81,7 @@ impl Default for ElasticsearchConfig {
             max_in_flight: 4,
             decode: Decode::default(),
             lifecycle_policy: String::new(),
+            lifecycle_retention: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }

@@ -13,7 +13,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Dead letters wait for a person.
 const DEAD_LETTER_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A topic that `index` and `forward` need.
+/// A topic that the product needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
     /// Its name.
@@ -40,25 +40,19 @@ pub async fn create_topics(config: &KafkaConfig, is_dry_run: bool) -> Result<Vec
         let metadata = metadata.with_context(|| format!("cannot reach Kafka at {}", config.brokers))?;
         metadata.topics().iter().map(|topic| topic.name().to_owned()).collect::<BTreeSet<_>>()
     };
-    let topics = [
-        (&config.topic, config.partitions, config.retention),
-        (&config.dead_letter_topic, 1, DEAD_LETTER_RETENTION.max(config.retention)),
-    ];
-    let topics: Vec<_> = topics
-        .into_iter()
-        .map(|(name, partitions, retention)| Topic {
-            name: name.clone(),
-            partitions,
-            retention,
-            exists: existing.contains(name),
-        })
-        .collect();
+    let topics = config.topics().map(|(key, name)| {
+        let (partitions, retention) = match key {
+            "dead_letter_topic" => (1, DEAD_LETTER_RETENTION.max(config.retention)),
+            _ => (config.partitions, config.retention),
+        };
+        Topic { name: name.to_owned(), partitions, retention, exists: existing.contains(name) }
+    });
     if !is_dry_run {
         for topic in topics.iter().filter(|topic| !topic.exists) {
             create(&admin, topic, config.replication).await?;
         }
     }
-    Ok(topics)
+    Ok(topics.into())
 }
 
 async fn create(admin: &AdminClient<Health>, topic: &Topic, replication: i32) -> Result<()> {

@@ -31,11 +31,15 @@ pub struct KafkaConfig {
     pub brokers: String,
     /// Topic of the events.
     pub topic: String,
+    /// Topic of profiles.
+    pub profiles_topic: String,
+    /// Topic of what was recorded around an event.
+    pub camera_topic: String,
     /// Topic of the records that Elasticsearch will never take.
     pub dead_letter_topic: String,
     /// Group of the members of `index`, which share the partitions.
     pub group: String,
-    /// Partitions that `setup` gives a new topic of events: as many members of `index` can share it.
+    /// Partitions that `setup` gives a new topic, but for that of dead letters: as many members of `index` can share it.
     pub partitions: i32,
     /// Copies of each partition that `setup` asks for; 0 for what the brokers have as their default.
     pub replication: i32,
@@ -53,6 +57,8 @@ impl Default for KafkaConfig {
         Self {
             brokers: String::new(),
             topic: "kpulse.events".to_owned(),
+            profiles_topic: "kpulse.profiles".to_owned(),
+            camera_topic: "kpulse.camera".to_owned(),
             dead_letter_topic: "kpulse.dead-letter".to_owned(),
             group: "kpulse-index".to_owned(),
             partitions: 12,
@@ -90,19 +96,30 @@ pub enum Role {
 }
 
 impl KafkaConfig {
+    /// Every topic with its key.
+    pub fn topics(&self) -> [(&'static str, &str); 4] {
+        [
+            ("topic", &self.topic),
+            ("profiles_topic", &self.profiles_topic),
+            ("camera_topic", &self.camera_topic),
+            ("dead_letter_topic", &self.dead_letter_topic),
+        ]
+    }
+
     /// What is wrong with it, by key.
     pub fn check(&self) -> Result<(), (String, String)> {
-        for (key, topic) in [("topic", &self.topic), ("dead_letter_topic", &self.dead_letter_topic)] {
+        let topics = self.topics();
+        for (index, (key, topic)) in topics.iter().enumerate() {
             let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
             if topic.is_empty() || topic.len() > 249 || !topic.chars().all(is_allowed) {
                 let why = format!(
                     "is {topic:?}, which is no name of a topic: letters, digits, \".\", \"_\" and \"-\", at most 249"
                 );
-                return Err((key.to_owned(), why));
+                return Err(((*key).to_owned(), why));
             }
-        }
-        if self.topic == self.dead_letter_topic {
-            return Err(("dead_letter_topic".to_owned(), "must be another one than topic".to_owned()));
+            if let Some((other, _)) = topics[..index].iter().find(|(_, other)| other == topic) {
+                return Err(((*key).to_owned(), format!("must be another one than {other}")));
+            }
         }
         if self.group.is_empty() {
             return Err(("group".to_owned(), "must not be empty".to_owned()));
