@@ -15,10 +15,11 @@ bench: ## measure what kpulse costs on this machine
 	@packaging/setup.sh build
 	@tests/overhead/run.sh
 
-soak: ## 10,000 containers come and go under a scraped exporter, 50,000 threads stay, a browser browses (root needed)
+soak: ## 10,000 containers come and go under a scraped exporter, 50,000 threads stay, a browser browses, Kafka dies (root needed)
 	@packaging/setup.sh build
 	cargo build --quiet --workspace
 	KPULSE_SOAK_CONTAINERS=$(or $(CONTAINERS),10000) KPULSE_SOAK_QUIET_SECONDS=$(or $(QUIET),600) cargo test --quiet -p kpulse-tests --test soak -- --nocapture
+	KPULSE_SOAK_KILLS=$(or $(KILLS),50) KPULSE_SOAK_AWAY=60 cargo test --quiet -p kpulse-tests --test pipeline -- --test-threads=1 --nocapture faults
 
 lint: ## check format and lints only
 	@packaging/setup.sh test

@@ -1,9 +1,9 @@
 //! What kpulse-event-gateway says when it cannot do what it is told.
 
+use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::process::{Ended, Service, gateway, run};
 use kpulse_tests::{binary, http, is_root, skip, until};
 use serde_json::Value;
-use std::ffi::CString;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -89,47 +89,6 @@ pub fn assert_obeys_the_schema(event: &Value) {
 
 fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-}
-
-/// A file system of one megabyte, unmounted with the test.
-pub struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// `None` when it cannot be mounted here.
-    pub fn new() -> Option<Self> {
-        let point = tempfile::tempdir().unwrap();
-        let path = CString::new(point.path().to_str().unwrap()).unwrap();
-        // SAFETY: all strings are terminated and live through the call.
-        let outcome = unsafe {
-            libc::mount(c"kpulse".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, c"size=1m".as_ptr().cast())
-        };
-        (outcome == 0).then_some(Self(point))
-    }
-
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Lets nobody write to it any more.
-    pub fn make_readonly(&self) {
-        kpulse_tests::disk::make_readonly(self.path()).unwrap();
-    }
-
-    /// Takes every free byte; removing the file gives them back.
-    pub fn fill(&self) -> PathBuf {
-        let path = self.path().join("filler");
-        let mut file = std::fs::File::create(&path).unwrap();
-        while file.write_all(&[0; 4096]).is_ok() {}
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let path = CString::new(self.path().to_str().unwrap()).unwrap();
-        // SAFETY: the string is terminated and lives through the call.
-        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-    }
 }
 
 /// Asserts that the program ended with `code` and one sentence, which holds every part.

@@ -1,7 +1,8 @@
 //! What kpulse-event-gateway tells: real facts of this kernel, from the ring to the reader.
 
-use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
+use crate::gateway::{Gateway, Running, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::network::drop_datagrams;
 use kpulse_tests::process::run;
 use kpulse_tests::{http, is_root, skip, until};

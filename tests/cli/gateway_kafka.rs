@@ -1,6 +1,7 @@
 //! What `forward`, `index` and `setup` say when they cannot do what they are told, and what they keep.
 
-use super::gateway::{Gateway, SmallDisk, refused};
+use super::gateway::{Gateway, refused};
+use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::skip;
 use std::path::PathBuf;

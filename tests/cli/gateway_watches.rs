@@ -1,7 +1,8 @@
 //! What kpulse-event-gateway tells with no program in the kernel: facts of files and sockets, provoked.
 
-use crate::gateway::{Gateway, Running, SmallDisk, assert_obeys_the_schema};
+use crate::gateway::{Gateway, Running, assert_obeys_the_schema};
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::disk::{FileSystem, Loop};
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::{is_root, network, skip, until};

@@ -10,6 +10,7 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 /// What many events may take on a busy machine.
 pub const LONG: Duration = Duration::from_secs(240);
+
+const PARTITIONS: i32 = 3;
 
 /// Both services; a test has them for itself.
 pub struct Pair {
@@ -94,8 +97,10 @@ impl Way {
             ("KAFKA__BROKERS", self.brokers.as_str()),
             ("KAFKA__TOPIC", &self.name),
             ("KAFKA__DEAD_LETTER_TOPIC", &format!("{}-dead", self.name)),
+            ("KAFKA__PROFILES_TOPIC", &format!("{}-profiles", self.name)),
+            ("KAFKA__CAMERA_TOPIC", &format!("{}-camera", self.name)),
             ("KAFKA__GROUP", &self.name),
-            ("KAFKA__PARTITIONS", "3"),
+            ("KAFKA__PARTITIONS", &PARTITIONS.to_string()),
             ("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "6000"),
             ("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "500"),
             ("ELASTICSEARCH__URL", &self.url),
@@ -115,9 +120,14 @@ impl Way {
 
     /// A file with this many events.
     pub fn events(&self, count: usize) -> PathBuf {
+        self.file(0..count, event)
+    }
+
+    /// A file with the events of these numbers.
+    pub fn file(&self, numbers: Range<usize>, event: impl Fn(usize) -> Value) -> PathBuf {
         let path = self.state.path().join("events.ndjson");
         let mut file = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
-        for number in 0..count {
+        for number in numbers {
             writeln!(file, "{}", event(number)).unwrap();
         }
         file.flush().unwrap();
@@ -162,6 +172,17 @@ impl Way {
         let mut client = ClientConfig::new();
         client.set("bootstrap.servers", &self.brokers).set("group.id", "none");
         client
+    }
+
+    /// Who can be asked how many records the topic holds.
+    pub fn watch(&self) -> impl Fn() -> usize + use<> {
+        let (consumer, topic): (BaseConsumer, _) = (self.client().create().unwrap(), self.name.clone());
+        move || {
+            // A broker that has just started does not lead its partitions yet.
+            let ask = |partition| consumer.fetch_watermarks(&topic, partition, LONG).ok();
+            let end = |partition| within(LONG, "the end of a partition", || ask(partition)).1;
+            usize::try_from((0..PARTITIONS).map(end).sum::<i64>()).unwrap()
+        }
     }
 
     /// The dead letters so far, each with its headers.

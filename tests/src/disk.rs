@@ -1,9 +1,9 @@
 //! Block devices and mounts of a test, undone after it.
 
 use crate::until;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -250,5 +250,58 @@ pub struct Frozen(File);
 impl Drop for Frozen {
     fn drop(&mut self) {
         let _ = ioctl(&self.0, FITHAW, 0);
+    }
+}
+
+/// A file system in memory, unmounted with the test.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// One of a megabyte; `None` when it cannot be mounted here.
+    pub fn new() -> Option<Self> {
+        Self::with_size(c"size=1m")
+    }
+
+    /// One of another size, as an option of tmpfs.
+    pub fn with_size(option: &CStr) -> Option<Self> {
+        let disk = Self(tempfile::tempdir().unwrap());
+        disk.mount(0, option).then_some(disk)
+    }
+
+    /// Gives it more room.
+    pub fn grow(&self, option: &CStr) {
+        assert!(self.mount(libc::MS_REMOUNT, option), "{}", io::Error::last_os_error());
+    }
+
+    fn mount(&self, flags: libc::c_ulong, option: &CStr) -> bool {
+        let path = CString::new(self.path().to_str().unwrap()).unwrap();
+        let (kind, option) = (c"tmpfs".as_ptr(), option.as_ptr().cast());
+        // SAFETY: all strings are terminated and live through the call.
+        unsafe { libc::mount(c"kpulse".as_ptr(), path.as_ptr(), kind, flags, option) == 0 }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Lets nobody write to it any more.
+    pub fn make_readonly(&self) {
+        make_readonly(self.path()).unwrap();
+    }
+
+    /// Takes every free byte; removing the file gives them back.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("filler");
+        let mut file = File::create(&path).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let path = CString::new(self.path().to_str().unwrap()).unwrap();
+        // SAFETY: the string is terminated and lives through the call.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
 }

@@ -1,0 +1,247 @@
+//! Many events while those who carry them are killed, come and go, are away, or have no room: each event ends once, as a
+//! document or as a dead letter.
+//!
+//! `KPULSE_SOAK_EVENTS`, `KPULSE_SOAK_KILLS`, `KPULSE_SOAK_AWAY` (seconds) and `KPULSE_SOAK_SEED` change how many, how
+//! often, how long and when; `make soak` has more of each than `make test`.
+
+use crate::pair::{LONG, Pair, Way, event, id, metric, pair};
+use kpulse_tests::disk::SmallDisk;
+use kpulse_tests::process::{Service, rss_kib};
+use kpulse_tests::{skip, until, within};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const EVENTS: u64 = 100_000;
+const KILLS: u64 = 5;
+/// One event of so many can be no document.
+const POISON: usize = 1_000;
+/// What `index` holds in memory when nobody takes it: what is on its way, the next batch, and the client's own queues.
+const RSS_MAX_KIB: u64 = 96 << 10;
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+/// Events of which some are refused.
+fn mixed(number: usize) -> Value {
+    let mut event = event(number);
+    if number % POISON == POISON - 1 {
+        event["kpulse"]["packet_drop"]["source"]["ip"] = json!("nowhere");
+    }
+    event
+}
+
+/// Waits until the fate of all events is known, and asserts that each is there once.
+fn all_are_there_once(way: &Way, events: usize) {
+    let refused: BTreeSet<_> = (0..events).filter(|number| number % POISON == POISON - 1).map(id).collect();
+    let documents = events - refused.len();
+    within(4 * LONG, &format!("{documents} documents"), || {
+        std::thread::sleep(Duration::from_millis(200));
+        (way.count() >= documents as u64).then_some(())
+    });
+    let ids = way.ids();
+    let found: BTreeSet<_> = ids.iter().cloned().collect();
+    assert_eq!(found.len(), ids.len(), "a document is there twice");
+    // Who is killed between a dead letter and its commit sends it again: it is the same event.
+    let letters = || -> BTreeSet<String> {
+        way.dead_letters().iter().map(|letter| id_of(&letter["payload"])).collect()
+    };
+    within(LONG, "the last dead letter", || (letters().len() >= refused.len()).then_some(()));
+    assert_eq!(letters(), refused);
+    let wanted: BTreeSet<_> = (0..events).map(id).filter(|id| !refused.contains(id)).collect();
+    let missing: Vec<_> = wanted.difference(&found).take(5).collect();
+    assert!(found == wanted, "{} documents; missing for example {missing:?}", found.len());
+}
+
+fn id_of(payload: &str) -> String {
+    let event: Value = serde_json::from_str(payload).unwrap();
+    event["event"]["id"].as_str().unwrap().to_owned()
+}
+
+/// The numbers of one part of so many.
+fn part(events: usize, number: usize, of: usize) -> Range<usize> {
+    events * number / of..events * (number + 1) / of
+}
+
+fn ends(forward: &mut Service) {
+    within(LONG, "end of the file", || forward.has_ended().then_some(()));
+    assert!(forward.wait().success(), "{}", forward.stderr());
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Forward,
+    Index,
+    Kafka,
+    Elasticsearch,
+}
+
+const VICTIMS: [Victim; 4] = [Victim::Forward, Victim::Index, Victim::Kafka, Victim::Elasticsearch];
+
+/// Kills one, and starts it again.
+fn kill(victim: Victim, pair: &mut Pair, way: &Way, file: &Path, forward: &mut Service, index: &mut Service) {
+    let crash = |service: &mut Service| {
+        service.signal(libc::SIGKILL);
+        service.wait();
+    };
+    match victim {
+        // What the spool had taken is sent first; the file anew, which changes no document.
+        Victim::Forward => {
+            crash(forward);
+            *forward = Service::start(&mut way.forward(file));
+        }
+        Victim::Index => {
+            crash(index);
+            *index = way.index();
+        }
+        Victim::Kafka => {
+            pair.kafka.kill();
+            pair.kafka.resume();
+        }
+        Victim::Elasticsearch => {
+            pair.elasticsearch.kill();
+            pair.elasticsearch.resume();
+        }
+    }
+}
+
+#[test]
+fn no_kill_at_a_random_point_loses_or_doubles_an_event() {
+    let mut pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("no_kill_at_a_random_point", &why),
+    };
+    let events = usize::try_from(setting("KPULSE_SOAK_EVENTS").unwrap_or(EVENTS)).unwrap();
+    let kills = usize::try_from(setting("KPULSE_SOAK_KILLS").unwrap_or(KILLS)).unwrap();
+    let seed = setting("KPULSE_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("{events} events, {kills} kills, KPULSE_SOAK_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let way = Way::new("kill", &pair.kafka, &pair.elasticsearch);
+    let mut index = way.index();
+    let mut order = VICTIMS.to_vec();
+    for round in 0..kills {
+        if round % VICTIMS.len() == 0 {
+            random.shuffle(&mut order);
+        }
+        let victim = order[round % VICTIMS.len()];
+        let file = way.file(part(events, round, kills), mixed);
+        let records = way.watch();
+        let point = records() + random.usize(0..events / kills);
+        let mut forward = Service::start(&mut way.forward(&file));
+        if matches!(victim, Victim::Forward) {
+            // Once before Kafka has much of it: the spool has.
+            let log = way.state.path().join("spool.db-wal");
+            until("spooled events", || (std::fs::metadata(&log).ok()?.len() > 100_000).then_some(()));
+            kill(victim, &mut pair, &way, &file, &mut forward, &mut index);
+        }
+        within(LONG, "a random point", || (records() >= point || forward.has_ended()).then_some(()));
+        println!("{victim:?} dies with {} records in Kafka", records());
+        kill(victim, &mut pair, &way, &file, &mut forward, &mut index);
+        ends(&mut forward);
+    }
+    all_are_there_once(&way, events);
+}
+
+#[test]
+fn members_that_come_and_go_leave_no_gap_and_no_double() {
+    const ROUNDS: usize = 4;
+    const EVENTS: usize = 20_000;
+    let pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("members_that_come_and_go", &why),
+    };
+    let way = Way::new("members", &pair.kafka, &pair.elasticsearch);
+    let mut members = [way.index(), way.index(), way.index()];
+    let has_share = |member: &Service| member.stderr().contains("partitions are ours");
+    for round in 0..ROUNDS {
+        within(LONG, "a share for each", || members.iter().all(has_share).then_some(()));
+        let records = way.watch();
+        let before = records();
+        let mut forward = Service::start(&mut way.forward(&way.file(part(EVENTS, round, ROUNDS), mixed)));
+        within(LONG, "records", || (records() > before).then_some(()));
+        let member = &mut members[round % 3];
+        if round % 2 == 0 {
+            assert_eq!(member.stop(), Some(0), "{}", member.stderr());
+        } else {
+            member.signal(libc::SIGKILL);
+            member.wait();
+        }
+        *member = way.index();
+        ends(&mut forward);
+    }
+    all_are_there_once(&way, EVENTS);
+}
+
+#[test]
+fn a_spool_on_a_full_disk_gives_back_what_it_took_and_goes_on() {
+    const EVENTS: usize = 40_000;
+    let mut pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("a_spool_on_a_full_disk", &why),
+    };
+    let Some(disk) = SmallDisk::with_size(c"size=24m") else {
+        return skip("a_spool_on_a_full_disk", "a file system cannot be mounted here (needs root)");
+    };
+    let way = Way::new("full", &pair.kafka, &pair.elasticsearch);
+    let file = way.file(0..EVENTS, mixed);
+    let mut command = way.forward(&file);
+    command.env("KPULSE_STATE_DIR", disk.path());
+    pair.kafka.kill();
+    let mut forward = Service::start(&mut command);
+    within(LONG, "a full disk", || forward.has_ended().then_some(()));
+    assert_eq!(forward.wait().code(), Some(1));
+    assert!(forward.stderr().contains("full"), "{}", forward.stderr());
+    // Not a byte more than the spool itself left.
+    disk.fill();
+    pair.kafka.resume();
+    command.env("KPULSE_GATEWAY__OUTPUT__SPOOL__MAX_BYTES", (1 << 20).to_string());
+    let _index = way.index();
+    let mut forward = Service::start(&mut command);
+    let records = way.watch();
+    within(LONG, "what the spool had taken", || (records() > 1_000).then_some(()));
+    forward.signal(libc::SIGTERM);
+    forward.wait();
+    disk.grow(c"size=256m");
+    ends(&mut Service::start(&mut command));
+    all_are_there_once(&way, EVENTS);
+}
+
+#[test]
+fn who_is_away_for_long_is_waited_for_in_bounded_memory() {
+    let Some(away) = setting("KPULSE_SOAK_AWAY").map(Duration::from_secs) else {
+        return skip("who_is_away_for_long", "only make soak stops Kafka and Elasticsearch for a minute");
+    };
+    let mut pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("who_is_away_for_long", &why),
+    };
+    let events = usize::try_from(EVENTS).unwrap();
+    let way = Way::new("away", &pair.kafka, &pair.elasticsearch);
+    let index = way.index();
+    let records = way.watch();
+    let mut forward = Service::start(&mut way.forward(&way.file(part(events, 0, 2), mixed)));
+    within(LONG, "records", || (records() > 0).then_some(()));
+    pair.kafka.kill();
+    std::thread::sleep(away);
+    pair.kafka.resume();
+    ends(&mut forward);
+
+    pair.elasticsearch.kill();
+    let mut forward = Service::start(&mut way.forward(&way.file(part(events, 1, 2), mixed)));
+    within(LONG, "a pause", || (metric(&index, "kpulse_index_paused") == 1).then_some(()));
+    ends(&mut forward);
+    let until = Instant::now() + away;
+    while Instant::now() < until {
+        let rss = rss_kib(index.pid());
+        assert!(rss < RSS_MAX_KIB, "{rss} KiB while Elasticsearch is away");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let said = index.stderr();
+    assert!(!said.contains("partitions go to other members"), "it left the group: {said}");
+    pair.elasticsearch.resume();
+    all_are_there_once(&way, events);
+}
