@@ -1,7 +1,7 @@
 //! Which parts of a program's file does unwinding need? Its code segments and `.eh_frame`, read into memory.
 
-pub use kpulse_symbolize::object::{ReadAt, Segment};
 use kpulse_symbolize::object::{Bytes, Header, header, part, sections, segments};
+pub use kpulse_symbolize::object::{ReadAt, Segment};
 
 /// A row comes from 5 to 8 bytes, so that a larger section has more rows than the kernel's table.
 const MAX_SECTION_BYTES: u64 = 5 << 20;
