@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Measures what kpulse costs on this machine and prints it beside the targets. Nothing is asserted: figures depend on
 # the machine and on what else runs. Root is needed for all that comes from the kernel.
-#   run.sh [switches | scrape | probes | events | sizes | profiler]...    only these parts
+#   run.sh [switches | scrape | probes | events | sizes | profiler | pipeline]...    only these parts
 # events ends with a table of every program of every probe, each provoked by a load of its own; what this machine cannot
 # provoke is there with the reason. Of some probes alone: target/release/examples/event_costs PROBE...
-#   ROUNDS=8 SECONDS_BUSY=30 SCRAPES=10                          change the length
+#   ROUNDS=8 SECONDS_BUSY=30 SCRAPES=10 PIPELINE_EVENTS=100000   change the length
 set -euo pipefail
 # shellcheck source=../../packaging/environment.sh
 source "$(dirname "$0")/../../packaging/environment.sh"
@@ -84,15 +84,25 @@ bench_profiler() {
 	stop_all
 }
 
-[ $# -gt 0 ] || set -- switches scrape probes events sizes profiler
+bench_pipeline() {
+	"$release/examples/pipeline_costs" >"$work/pipeline" 2> >(tee -a "$work/log" >&2) || return
+	awk -F '\t' -v OFS='\t' '
+		NF < 4 { printf "%-52s no figure: %s\n", $1, $2; next }
+		{ split($4, target, " "); verdict = "" }
+		target[1] == "≤" { verdict = ($2 + 0 <= target[2] + 0) ? "met" : "MISSED" }
+		target[1] == "≥" { verdict = ($2 + 0 >= target[2] + 0) ? "met" : "MISSED" }
+		{ printf "%-52s %10s %-4s %12s %s\n", $1, $2, $3, $4, verdict }' "$work/pipeline" >>"$work/table"
+}
+
+[ $# -gt 0 ] || set -- switches scrape probes events sizes profiler pipeline
 for part in "$@"; do
 	case $part in
-	switches | scrape | probes | events | sizes | profiler) ;;
+	switches | scrape | probes | events | sizes | profiler | pipeline) ;;
 	*) echo "bench: there is no part $part" >&2 && exit 2 ;;
 	esac
 done
 echo "bench: building (release)" >&2
-cargo build --quiet --release --workspace --bins --example event_costs
+cargo build --quiet --release --workspace --bins --example event_costs --example pipeline_costs
 for program in pingpong load reread; do cc -O2 -Wall -o "$work/$program" "tests/overhead/$program.c"; done
 for part in "$@"; do "bench_$part" || failed "$part"; done
 
