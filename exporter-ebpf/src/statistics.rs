@@ -15,7 +15,7 @@ use aya::programs::Program;
 use aya::sys::{Stats, enable_stats};
 use kpulse_common::governor::Governor as Bounds;
 use kpulse_common::metric::{Label, MetricDef, Samples};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -364,7 +364,9 @@ impl ProbeSet {
         let mut costs = Vec::new();
         for (loaded, attached) in self.loaded.iter().filter_map(|it| Some((it, it.attached.as_ref()?))) {
             let attached = attached::lock(attached);
-            for program in loaded.status.hooks.iter().map(|hook| hook.program) {
+            // One program may serve several hooks.
+            let programs: BTreeSet<_> = loaded.status.hooks.iter().map(|hook| hook.program).collect();
+            for program in programs {
                 let Some(fd) = attached.ebpf.program(program).and_then(descriptor) else { continue };
                 let Cost { runs, seconds } = cost(&fd)?;
                 costs.push(ProgramCost { program, runs: runs as u64, ns: (seconds * 1e9).round() as u64 });
