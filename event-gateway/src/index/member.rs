@@ -193,6 +193,7 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.health.statistics(&statistics);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let state = self.state();
         let lag = topic.partitions.iter().filter_map(|(partition, its)| {

@@ -3,7 +3,7 @@
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ pub struct Health(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     error: Option<String>,
+    /// Whether it is one of reaching Kafka, which a connection puts right.
+    is_away: bool,
     logged_at: Option<Instant>,
 }
 
@@ -35,6 +37,7 @@ impl Health {
             tracing::error!("Kafka cannot be used: {what}; it is tried again");
         }
         state.error = Some(what);
+        state.is_away = false;
     }
 
     /// Kafka has taken or given something.
@@ -46,7 +49,14 @@ impl Health {
         }
     }
 
-    /// Both fields are set together, so a poisoned lock is still good.
+    /// A broker that can be reached again says so long before the next event, which may be hours away.
+    pub fn statistics(&self, statistics: &Statistics) {
+        if self.lock().is_away && statistics.brokers.values().any(|broker| broker.state == "UP") {
+            self.works();
+        }
+    }
+
+    /// All fields are set together, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,12 +68,44 @@ impl ClientContext for Health {
         tracing::debug!(facility, "librdkafka: {message}");
     }
 
-    fn stats(&self, _: Statistics) {}
+    fn stats(&self, statistics: Statistics) {
+        self.statistics(&statistics);
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code().map(|code| format!("{code:?}")).unwrap_or_default();
-        self.failed(format!("{reason} ({code})"));
+        const AWAY: [RDKafkaErrorCode; 3] = [
+            RDKafkaErrorCode::AllBrokersDown,
+            RDKafkaErrorCode::BrokerTransportFailure,
+            RDKafkaErrorCode::Resolve,
+        ];
+        let code = error.rdkafka_error_code();
+        self.failed(format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default()));
+        self.lock().is_away = code.is_some_and(|code| AWAY.contains(&code));
     }
 }
 
 impl ConsumerContext for Health {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::statistics::Broker;
+
+    fn seen(state: &str) -> Statistics {
+        let broker = Broker { state: state.to_owned(), ..Broker::default() };
+        Statistics { brokers: [("b:9092/1".to_owned(), broker)].into(), ..Statistics::default() }
+    }
+
+    #[test]
+    fn a_broker_that_is_back_ends_only_the_error_that_it_was_away() {
+        let health = Health::default();
+        health.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
+        health.statistics(&seen("CONNECT"));
+        assert_eq!(health.last_error().as_deref(), Some("1/1 brokers are down (AllBrokersDown)"));
+        health.statistics(&seen("UP"));
+        assert_eq!(health.last_error(), None);
+        health.error(KafkaError::Global(RDKafkaErrorCode::TopicAuthorizationFailed), "not allowed");
+        health.statistics(&seen("UP"));
+        assert!(health.last_error().is_some(), "a connection alone allows nothing");
+    }
+}

@@ -148,6 +148,7 @@ impl KafkaConfig {
         }
         let mut client = ClientConfig::new();
         client.set("client.id", "kpulse-event-gateway");
+        client.set("statistics.interval.ms", "5000");
         let defaults: &[(&str, &str)] = match role {
             Role::Producer => &[
                 ("compression.type", "zstd"),
@@ -166,7 +167,6 @@ impl KafkaConfig {
                 ("fetch.max.bytes", "131072"),
                 ("fetch.message.max.bytes", "32768"),
                 ("fetch.queue.backoff.ms", "20"),
-                ("statistics.interval.ms", "5000"),
             ],
             Role::Admin => &[],
         };

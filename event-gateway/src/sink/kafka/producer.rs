@@ -87,7 +87,9 @@ impl ClientContext for Context {
         self.health.log(level, facility, message);
     }
 
-    fn stats(&self, _: Statistics) {}
+    fn stats(&self, statistics: Statistics) {
+        self.health.statistics(&statistics);
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.health.error(error, reason);
