@@ -1,10 +1,10 @@
 //! Many events while those who carry them are killed, come and go, or have no room: each event ends once, as a document or
 //! as a dead letter.
 //!
-//! `KPULSE_SOAK_EVENTS`, `KPULSE_SOAK_KILLS` and `KPULSE_SOAK_SEED` change how many, how often and when; `make soak` kills
-//! more often than `make test`.
+//! `KPULSE_SOAK_EVENTS`, `KPULSE_SOAK_KILLS`, `KPULSE_SOAK_AWAY` (seconds) and `KPULSE_SOAK_SEED` change how many, how often,
+//! how long and when; `make soak` kills more often than `make test`.
 
-use crate::pair::{LONG, Pair, Way, event, id, pair};
+use crate::pair::{LONG, Pair, Way, event, id, metric, pair};
 use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::process::Service;
 use kpulse_tests::{skip, until, within};
@@ -172,6 +172,36 @@ fn members_that_come_and_go_leave_no_gap_and_no_double() {
         ends(&mut forward);
     }
     all_are_there_once(&way, EVENTS);
+}
+
+#[test]
+fn what_either_service_misses_while_it_is_away_is_caught_up() {
+    const EVENTS: usize = 20_000;
+    let mut pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("what_either_service_misses", &why),
+    };
+    let away = Duration::from_secs(setting("KPULSE_SOAK_AWAY").unwrap_or(5));
+    let way = Way::new("away", &pair.kafka, &pair.elasticsearch);
+    let index = way.index();
+    let consumed = || metric(&index, "kpulse_index_consumed_total");
+    let is_up = |sink| metric(&index, &format!("kpulse_sink_up{{sink=\"{sink}\"}}")) == 1;
+    let mut forward = Service::start(&mut way.forward(&way.file(part(EVENTS, 0, 2), mixed)));
+    within(LONG, "records", || (consumed() > 500).then_some(()));
+    pair.kafka.kill();
+    within(LONG, "Kafka that is missed", || (!is_up("kafka")).then_some(()));
+    std::thread::sleep(away);
+    pair.kafka.resume();
+    within(LONG, "Kafka that is found again", || is_up("kafka").then_some(()));
+    ends(&mut forward);
+    pair.elasticsearch.kill();
+    let mut forward = Service::start(&mut way.forward(&way.file(part(EVENTS, 1, 2), mixed)));
+    within(LONG, "Elasticsearch that is missed", || (!is_up("elasticsearch")).then_some(()));
+    std::thread::sleep(away);
+    pair.elasticsearch.resume();
+    ends(&mut forward);
+    all_are_there_once(&way, EVENTS);
+    assert!(is_up("kafka") && is_up("elasticsearch"));
 }
 
 #[test]
