@@ -19,7 +19,7 @@ soak: ## 10,000 containers come and go under a scraped exporter, 50,000 threads 
 	@packaging/setup.sh build
 	cargo build --quiet --workspace
 	KPULSE_SOAK_CONTAINERS=$(or $(CONTAINERS),10000) KPULSE_SOAK_QUIET_SECONDS=$(or $(QUIET),600) cargo test --quiet -p kpulse-tests --test soak -- --nocapture
-	KPULSE_SOAK_KILLS=$(or $(KILLS),50) cargo test --quiet -p kpulse-tests --test pipeline -- --test-threads=1 --nocapture faults
+	KPULSE_SOAK_KILLS=$(or $(KILLS),50) KPULSE_SOAK_AWAY=$(or $(AWAY),60) cargo test --quiet -p kpulse-tests --test pipeline -- --test-threads=1 --nocapture faults
 
 lint: ## check format and lints only
 	@packaging/setup.sh test
