@@ -1,13 +1,11 @@
 //! The walk through a JVM's code, over frames and descriptions that are written down here: no JVM is needed.
 
+use super::cpu_sample_walk::{sample_while, walking};
 use super::*;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{
-    CpuSamples, Heap, Hotspot, MAPPING_HOTSPOT, Mapping, Process, Sample, UnwindTables, frame,
+    CpuSamples, Drained, Heap, Hotspot, MAPPING_HOTSPOT, Mapping, Process, Sample, UnwindTables, frame,
 };
-use std::fs;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::Instant;
+use std::sync::atomic::AtomicU32;
 
 /// More than one program of the walk takes, and fewer than a stack holds.
 const DEPTH: usize = 100;
@@ -101,12 +99,8 @@ fn hotspot() -> Hotspot {
 
 /// Enters this process with the heap above; the rest of it is code that is not mapped.
 fn enter(tables: &UnwindTables) {
-    let stat = fs::read_to_string("/proc/self/stat").expect("it is there");
-    let fields: Vec<u64> = stat[stat.rfind(')').expect("a name") + 2..]
-        .split_ascii_whitespace()
-        .map(|field| field.parse().unwrap_or(0))
-        .collect();
-    let process = Process { start_code: fields[23], start_stack: fields[25], used_ns: 0, first: 3, count: 1 };
+    let AddressSpace { code: start_code, stack: start_stack } = own_space();
+    let process = Process { start_code, start_stack, used_ns: 0, first: 3, count: 1 };
     let (start, end) = (at(java_heap), at(java_heap_end));
     let mapping = Mapping { start, end, bias: start, first_page: MAPPING_HOTSPOT, page_count: 0 };
     tables.set_hotspot(std::process::id(), &hotspot()).expect("a JVM can be written");
@@ -115,33 +109,19 @@ fn enter(tables: &UnwindTables) {
 
 /// Samples in the loop, at least so many.
 fn sample(samples: &mut CpuSamples, at_least: u64) -> Vec<Sample> {
-    let flag = AtomicU32::new(0);
-    let mut found = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
     let in_loop = |sample: &Sample| {
         let leaf = sample.user.first().map_or(0, |word| word & frame::ADDRESS);
         sample.pid == std::process::id() && (at(java_loop)..at(java_compiled_end)).contains(&leaf)
     };
-    thread::scope(|scope| {
-        // SAFETY: the code above keeps to the calling convention and reads what lives until it returns.
-        scope.spawn(|| unsafe { java_interpreter(DEPTH, &raw const flag, METHOD) });
-        while found.iter().map(|sample: &Sample| sample.count).sum::<u64>() < at_least
-            && Instant::now() < deadline
-        {
-            thread::sleep(Duration::from_millis(100));
-            found.extend(samples.drain().expect("the maps can be read").samples.into_iter().filter(in_loop));
-        }
-        flag.store(1, Ordering::Relaxed);
-    });
-    found
+    let keep = |drained: Drained| drained.samples.into_iter().filter(in_loop).collect();
+    // SAFETY: the code above keeps to the calling convention and reads what lives until it returns.
+    sample_while(|flag| unsafe { java_interpreter(DEPTH, flag, METHOD) }, samples, at_least, keep)
 }
 
 #[test]
 fn a_walk_goes_through_compiled_and_interpreted_java() {
     needs_root!();
-    let set = load("cpu_sample", &LoadOptions { sample_hz: 499, ..wanting(Want::Samples) });
-    let mut samples = CpuSamples::open(&set).expect("the maps open");
-    let tables = UnwindTables::open(&set).expect("the maps open").expect("the walk runs on this kernel");
+    let (_set, mut samples, tables) = walking();
     enter(&tables);
     let found = sample(&mut samples, 50);
     assert!(!found.is_empty());

@@ -2,10 +2,9 @@
 
 use super::*;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{
-    CpuSamples, Mapping, Page, Process, Row, Sample, UnwindTables, cfa, rbp,
+    CpuSamples, Drained, Mapping, Page, Process, Row, Sample, UnwindTables, cfa, rbp,
 };
 use std::collections::HashMap;
-use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -88,13 +87,9 @@ fn rows() -> [Row; 7] {
 
 /// Enters this process with the code above; the rest of it is code without a table.
 fn enter(tables: &UnwindTables) {
-    let stat = fs::read_to_string("/proc/self/stat").expect("it is there");
-    let fields: Vec<u64> = stat[stat.rfind(')').expect("a name") + 2..]
-        .split_ascii_whitespace()
-        .map(|field| field.parse().unwrap_or(0))
-        .collect();
     tables.set_file(10, &rows(), 5, &[Page { first: 10, count: 7 }]).expect("rows can be written");
-    let process = Process { start_code: fields[23], start_stack: fields[25], used_ns: 0, first: 3, count: 1 };
+    let AddressSpace { code: start_code, stack: start_stack } = own_space();
+    let process = Process { start_code, start_stack, used_ns: 0, first: 3, count: 1 };
     let mapping = Mapping { start: start(), end: at(walk_end), bias: start(), first_page: 5, page_count: 1 };
     tables.set_process(std::process::id(), &process, &[mapping]).expect("a process can be written");
 }
@@ -105,23 +100,45 @@ fn sample_at_depth(
     samples: &mut CpuSamples,
     at_least: u64,
 ) -> (Vec<Sample>, HashMap<&'static str, u64>) {
+    let mut cut = HashMap::new();
+    let keep = |drained: Drained| {
+        drained.cut.into_iter().for_each(|(reason, count)| *cut.entry(reason).or_default() += count);
+        in_leaf(drained.samples).collect()
+    };
+    // SAFETY: the code above keeps to the calling convention and reads what lives until it returns.
+    let found = sample_while(|flag| unsafe { walk_outer(depth, flag) }, samples, at_least, keep);
+    (found, cut)
+}
+
+/// Samples that are kept of each drain while the code runs, which ends when its flag is set; at least so many.
+pub(super) fn sample_while(
+    run: impl FnOnce(&AtomicU32) + Send,
+    samples: &mut CpuSamples,
+    at_least: u64,
+    mut keep: impl FnMut(Drained) -> Vec<Sample>,
+) -> Vec<Sample> {
     let flag = AtomicU32::new(0);
-    let (mut found, mut cut) = (Vec::new(), HashMap::new());
+    let mut found = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(60);
     thread::scope(|scope| {
-        // SAFETY: the code above keeps to the calling convention and reads what lives until it returns.
-        scope.spawn(|| unsafe { walk_outer(depth, &raw const flag) });
+        scope.spawn(|| run(&flag));
         while found.iter().map(|sample: &Sample| sample.count).sum::<u64>() < at_least
             && Instant::now() < deadline
         {
             thread::sleep(Duration::from_millis(100));
-            let drained = samples.drain().expect("the maps can be read");
-            found.extend(in_leaf(drained.samples));
-            drained.cut.into_iter().for_each(|(reason, count)| *cut.entry(reason).or_default() += count);
+            found.extend(keep(samples.drain().expect("the maps can be read")));
         }
         flag.store(1, Ordering::Relaxed);
     });
-    (found, cut)
+    found
+}
+
+/// The probe with its samples and the tables of its walk.
+pub(super) fn walking() -> (ProbeSet, CpuSamples, UnwindTables) {
+    let set = load("cpu_sample", &LoadOptions { sample_hz: 499, ..wanting(Want::Samples) });
+    let samples = CpuSamples::open(&set).expect("the maps open");
+    let tables = UnwindTables::open(&set).expect("the maps open").expect("the walk runs on this kernel");
+    (set, samples, tables)
 }
 
 fn in_leaf(samples: Vec<Sample>) -> impl Iterator<Item = Sample> {
@@ -133,9 +150,7 @@ fn in_leaf(samples: Vec<Sample>) -> impl Iterator<Item = Sample> {
 #[test]
 fn a_walk_by_tables_finds_every_caller() {
     needs_root!();
-    let set = load("cpu_sample", &LoadOptions { sample_hz: 499, ..wanting(Want::Samples) });
-    let mut samples = CpuSamples::open(&set).expect("the maps open");
-    let tables = UnwindTables::open(&set).expect("the maps open").expect("the walk runs on this kernel");
+    let (_set, mut samples, tables) = walking();
     enter(&tables);
     let (found, cut) = sample_at_depth(DEPTH, &mut samples, 50);
     assert!(!found.is_empty());
@@ -156,9 +171,7 @@ fn a_walk_by_tables_finds_every_caller() {
 #[test]
 fn a_process_of_other_code_is_not_walked_by_old_tables() {
     needs_root!();
-    let set = load("cpu_sample", &LoadOptions { sample_hz: 499, ..wanting(Want::Samples) });
-    let mut samples = CpuSamples::open(&set).expect("the maps open");
-    let tables = UnwindTables::open(&set).expect("the maps open").expect("the walk runs on this kernel");
+    let (_set, mut samples, tables) = walking();
     enter(&tables);
     let (pid, mut process) = tables.processes().expect("a list").remove(0);
     process.start_stack += 8;

@@ -48,7 +48,8 @@ use kpulse_common::container::Identities;
 use kpulse_common::metric::{Histogram, Samples, Value};
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::{
-    EventStream, Fact, Host, LoadOptions, Loader, Probe, ProbeSet, ProbeState, ProbeStatus, Want, probes,
+    AddressSpace, EventStream, Fact, Host, LoadOptions, Loader, Probe, ProbeSet, ProbeState, ProbeStatus,
+    Want, probes,
 };
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -162,14 +163,19 @@ fn assert_sum_closes(set: ProbeSet, events: &mut EventStream, delivered: usize) 
     assert_eq!(produced, delivered as u64 + lost, "losses: {:?}", events.losses());
 }
 
-/// Asserts that an event tells where a process was that runs this program, as children of a test do.
-fn assert_user_stack(fact: &Fact, pid: u32) {
-    let stack = fact.user_stack.as_ref().unwrap_or_else(|| panic!("no user stack: {fact:?}"));
+/// Where the kernel put this program's code and its stack.
+fn own_space() -> AddressSpace {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("every kernel has it");
     let (_, stat) = stat.rsplit_once(") ").expect("a name in parentheses");
     let field = |number: usize| stat.split(' ').nth(number - 3).and_then(|field| field.parse::<u64>().ok());
-    let space = (Some(stack.space.code), Some(stack.space.stack));
-    assert_eq!((stack.pid, space), (pid, (field(26), field(28))), "{fact:?}");
+    let [code, stack] = [26, 28].map(|number| field(number).expect("an address"));
+    AddressSpace { code, stack }
+}
+
+/// Asserts that an event tells where a process was that runs this program, as children of a test do.
+fn assert_user_stack(fact: &Fact, pid: u32) {
+    let stack = fact.user_stack.as_ref().unwrap_or_else(|| panic!("no user stack: {fact:?}"));
+    assert_eq!((stack.pid, stack.space), (pid, own_space()), "{fact:?}");
     let maps = std::fs::read_to_string("/proc/self/maps").expect("every kernel has it");
     let is_code = |line: &str| {
         let (range, rest) = line.split_once(' ').expect("a line of maps");
