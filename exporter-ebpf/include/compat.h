@@ -123,8 +123,8 @@ static __always_inline bool task_on_cpu(struct task_struct *task)
 
 /*
  * What the scheduler goes by itself: its clock of the CPU that the task is on, which it has just read when it wakes a
- * task or switches. Two loads, where asking for the time takes as long as the rest of a short program. Comparable
- * between CPUs as far as the kernel's own account of waits is. For a task that the verifier trusts.
+ * task or switches: two loads, where asking for the time reads the counter anew. Comparable between CPUs as far as the
+ * kernel's own account of waits is. For a task that the verifier trusts.
  */
 static __always_inline __u64 scheduler_clock(struct task_struct *task)
 {

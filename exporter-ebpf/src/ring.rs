@@ -255,9 +255,10 @@ impl Ring {
             body[field] = name.into();
         }
         kernel_stack.truncate(header.stack.len());
-        let sleeps = header.stack.iter().position(|&address| !symbols.is_scheduler(address));
-        if let (Some(field), Some(name)) = (slept_in, sleeps.and_then(|frame| kernel_stack.get(frame))) {
-            body[field] = name.clone().into();
+        if let Some(field) = slept_in
+            && let Some(frame) = header.stack.iter().position(|&address| !symbols.is_scheduler(address))
+        {
+            body[field] = kernel_stack[frame].clone().into();
         }
         let user_stack =
             user_stack.filter(|_| is_in_call || is_of_the_task(&kernel_stack, self.in_interrupt));

@@ -20,13 +20,20 @@ const FUNCTION_BYTES_MAX: u64 = 1 << 20;
 pub struct KernelSymbols {
     kallsyms: PathBuf,
     functions: Functions,
+    /// The functions between the kernel's marks of the scheduler.
+    scheduler: Range<u64>,
     loaded: Option<Instant>,
 }
 
 impl KernelSymbols {
     /// For the kernel whose `/proc` this is; reads nothing yet.
     pub fn new(paths: &Paths) -> Self {
-        Self { kallsyms: paths.procfs.join("kallsyms"), functions: Functions::default(), loaded: None }
+        Self {
+            kallsyms: paths.procfs.join("kallsyms"),
+            functions: Functions::default(),
+            scheduler: 0..0,
+            loaded: None,
+        }
     }
 
     /// One name for each address, without offsets, which would split functions; [`UNKNOWN`] where there is none.
@@ -35,7 +42,11 @@ impl KernelSymbols {
         if addresses.iter().any(is_missing) && self.loaded.is_none_or(|at| at.elapsed() >= RELOAD_INTERVAL) {
             self.loaded = Some(Instant::now());
             match File::open(&self.kallsyms).and_then(|file| Functions::read(BufReader::new(file))) {
-                Ok(functions) => self.functions = functions,
+                Ok(functions) => {
+                    let mark = |name| functions.ranges(name).next().map_or(0, |range| range.start);
+                    self.scheduler = mark("__sched_text_start")..mark("__sched_text_end");
+                    self.functions = functions;
+                }
                 Err(error) => {
                     tracing::warn!(path = %self.kallsyms.display(), %error, "kernel addresses have no names");
                 }
@@ -47,7 +58,7 @@ impl KernelSymbols {
     /// Whether the address is of a function that only puts tasks to sleep: the kernel has them in a section of its own.
     /// Of the table that the names came from.
     pub fn is_scheduler(&self, address: u64) -> bool {
-        self.functions.scheduler.contains(&address)
+        self.scheduler.contains(&address)
     }
 }
 
@@ -69,8 +80,6 @@ struct Functions {
     starts: Vec<(u64, u32)>,
     /// Names, each ended by a line feed.
     names: String,
-    /// The functions between the kernel's marks of the scheduler.
-    scheduler: Range<u64>,
 }
 
 impl Functions {
@@ -82,8 +91,6 @@ impl Functions {
             line.clear();
         }
         functions.starts.sort_unstable();
-        let mark = |name| functions.ranges(name).next().map_or(0, |range| range.start);
-        functions.scheduler = mark("__sched_text_start")..mark("__sched_text_end");
         functions.starts.shrink_to_fit();
         functions.names.shrink_to_fit();
         Ok(functions)

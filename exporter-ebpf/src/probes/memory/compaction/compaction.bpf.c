@@ -93,7 +93,7 @@ static __always_inline int attempt_ends(void *context, __u32 result)
 	return 0;
 }
 
-/* The zone's place took one argument more before 5.19 (abd4349ff9b8). */
+/* 5.10 tells the zone's place by four numbers, 6.1 by two and the control block. */
 SEC("tp_btf/mm_compaction_end")
 int BPF_PROG(mm_compaction_end_of_pages, __u64 zone_start, __u64 migrate_pfn, __u64 free_pfn, __u64 zone_end, bool sync,
 	     int status)

@@ -10,8 +10,8 @@ struct throttled {
 };
 
 /*
- * `throttled_clock_self_time` is there since 6.6 (677ea015f231), the other is its like in the clock of load tracking;
- * neither without CONFIG_CFS_BANDWIDTH. For a task that the verifier trusts.
+ * `throttled_clock_self_time` is there since 6.6, the other is its like in the clock of load tracking; neither without
+ * CONFIG_CFS_BANDWIDTH. For a task that the verifier trusts.
  */
 static __always_inline struct throttled task_throttled(struct task_struct *task)
 {
