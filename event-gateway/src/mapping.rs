@@ -19,7 +19,9 @@ pub const DATASETS: [&str; 3] = ["events", "profiles", "camera"];
 
 /// The body of `PUT _index_template/kpulse-events`.
 pub fn template() -> Value {
-    template_of("events", &mappings(&schema::whole()))
+    let mut template = head("events");
+    template["template"] = json!({"mappings": mappings(&schema::whole())});
+    template
 }
 
 /// The types of what every document has: all that is sure of one that is no event.
@@ -37,13 +39,12 @@ fn mappings(schema: &Value) -> Value {
     mappings
 }
 
-/// The index template of a dataset.
-pub fn template_of(dataset: &str, mappings: &Value) -> Value {
+/// The index template of a dataset, but for what it gives its indices.
+pub fn head(dataset: &str) -> Value {
     json!({
         "index_patterns": [format!("logs-kpulse.{dataset}-*")],
         "data_stream": {},
         "priority": PRIORITY,
-        "template": {"mappings": mappings},
     })
 }
 

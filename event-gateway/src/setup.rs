@@ -105,10 +105,7 @@ fn bodies(config: &ElasticsearchConfig) -> Vec<(String, Value)> {
     component(SHARED, json!({"mappings": mapping::shared()}));
     component(SETTINGS, json!({"settings": {"index": index}}));
     for dataset in mapping::DATASETS {
-        let mut template = mapping::template_of(dataset, &Value::Null);
-        if let Some(fields) = template.as_object_mut() {
-            fields.remove("template");
-        }
+        let mut template = mapping::head(dataset);
         template["composed_of"] = json!([if dataset == "events" { MAPPINGS } else { SHARED }, SETTINGS]);
         bodies.push((format!("_index_template/kpulse-{dataset}"), template));
     }

@@ -31,13 +31,17 @@ impl Health {
 
     /// Notes an error, and logs it unless one was logged a short time ago.
     pub fn failed(&self, what: String) {
+        self.note(what, false);
+    }
+
+    fn note(&self, what: String, is_away: bool) {
         let mut state = self.lock();
         if state.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             state.logged_at = Some(Instant::now());
             tracing::error!("Kafka cannot be used: {what}; it is tried again");
         }
         state.error = Some(what);
-        state.is_away = false;
+        state.is_away = is_away;
     }
 
     /// Kafka has taken or given something.
@@ -79,8 +83,8 @@ impl ClientContext for Health {
             RDKafkaErrorCode::Resolve,
         ];
         let code = error.rdkafka_error_code();
-        self.failed(format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default()));
-        self.lock().is_away = code.is_some_and(|code| AWAY.contains(&code));
+        let what = format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default());
+        self.note(what, code.is_some_and(|code| AWAY.contains(&code)));
     }
 }
 
