@@ -3,7 +3,7 @@
 //! A function has one location: addresses stay in the process that looked them up, and with them which mapping a user
 //! frame is of. The mappings are the programs that ran, and the kernel with its frames.
 
-use super::{Numbered, Profile, kernel_name};
+use super::{Numbered, Profile, kernel_name, nanoseconds};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use kpulse_symbolize::is_hostile;
@@ -12,7 +12,6 @@ use prost::Message;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The fields that are used, with the numbers of `profile.proto`.
 mod proto {
@@ -200,11 +199,6 @@ fn mappings<'a>(profile: &Profile<'a>) -> Vec<(&'a str, Option<&'a str>)> {
     let mut mappings: Vec<_> = samples.into_iter().collect();
     mappings.sort_unstable_by_key(|(executable, count)| (Reverse(*count), *executable));
     mappings.into_iter().map(|(executable, _)| executable).collect()
-}
-
-fn nanoseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! OTLP profiles, `v1development`: a resource for each service, and one dictionary for all.
 
 use super::request::Service;
-use crate::export::Numbered;
+use crate::export::{Numbered, nanoseconds};
 use prost::Message;
 use proto::*;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The fields that are used, with the numbers of `profiles.proto`, `resource.proto` and `common.proto`.
 mod proto {
@@ -230,12 +230,13 @@ pub fn encode(services: &[Service], period: Duration) -> Vec<u8> {
     let resource_profiles = services
         .iter()
         .map(|service| {
-            let from = nanoseconds(service.selection.from);
+            let [from, to] =
+                [service.selection.from, service.selection.to].map(|at| nanoseconds(at).unsigned_abs());
             let profile = Profile {
                 sample_type: Some(samples),
                 samples: samples_of(service, &mut tables),
                 time_unix_nano: from,
-                duration_nano: nanoseconds(service.selection.to).saturating_sub(from),
+                duration_nano: to.saturating_sub(from),
                 period_type: Some(cpu),
                 period: period.as_nanos() as i64,
             };
@@ -281,9 +282,4 @@ fn resource(service: &Service) -> Resource {
         KeyValue { key: key.into(), value: Some(Text::Word(value.clone()).value()) }
     };
     Resource { attributes: service.labels.iter().map(attribute).collect() }
-}
-
-fn nanoseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

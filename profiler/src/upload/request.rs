@@ -48,6 +48,11 @@ impl Service {
         let Source { executables, period, .. } = *source;
         Profile { scope: &Scope::Host, selection: &self.selection, executables, period }
     }
+
+    /// Its labels as both stores of pprof have them, the kind of profile among them.
+    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        std::iter::once(KIND).chain(self.labels.iter().map(|(name, value)| (*name, value.as_str())))
+    }
 }
 
 /// All requests for a window.
@@ -181,17 +186,15 @@ const KIND: (&str, &str) = ("__name__", "process_cpu");
 
 fn series(service: &Service, source: &Source<'_>) -> anyhow::Result<push::RawProfileSeries> {
     let raw_profile = service.profile(source).render(Format::Pprof)?;
-    let labels = service.labels.iter().map(|(name, value)| (*name, value.as_str()));
     let pair = |(name, value): (&str, &str)| push::LabelPair { name: name.into(), value: value.into() };
-    let labels = std::iter::once(KIND).chain(labels).map(pair).collect();
+    let labels = service.pairs().map(pair).collect();
     Ok(push::RawProfileSeries { labels, samples: vec![push::RawSample { raw_profile }] })
 }
 
 fn parca(service: &Service, source: &Source<'_>) -> anyhow::Result<Value> {
     let profile = BASE64_STANDARD.encode(service.profile(source).render(Format::Pprof)?);
-    let labels = service.labels.iter().map(|(name, value)| (*name, value.as_str()));
     let pair = |(name, value)| json!({ "name": name, "value": value });
-    let labels: Vec<Value> = std::iter::once(KIND).chain(labels).map(pair).collect();
+    let labels: Vec<Value> = service.pairs().map(pair).collect();
     Ok(json!({ "labels": { "labels": labels }, "samples": [{ "rawProfile": profile }] }))
 }
 
