@@ -227,6 +227,20 @@ pub struct Cgroup {
     pub path: Option<String>,
 }
 
+/// Who had TCP connections through a network device.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Affected {
+    /// Established TCP connections that have an address of the device, and those of the containers behind it: at the other
+    /// end of a veth, on top of it (macvlan, ipvlan, VLAN), or at a port of it where it is a bridge or a bond.
+    pub connections: u64,
+    /// Cgroups of the unified hierarchy that have connections at the device itself, most first; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<String>,
+    /// Ids of the containers of these, and of those behind the device, most connections first; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub container_ids: Vec<String>,
+}
+
 /// Call stacks, innermost frame first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stack {

@@ -13,6 +13,7 @@ mod lines;
 mod mapping;
 mod metrics;
 mod naming;
+mod netlink;
 mod page;
 mod pipeline;
 mod policies;

@@ -11,6 +11,7 @@ use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -152,6 +153,98 @@ fn links_are_told() {
     running.accounts_for("link_change", 6);
     assert!(running.metrics().contains(resyncs), "{}", running.metrics());
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+#[test]
+fn a_link_that_goes_down_names_who_used_it() {
+    const TEST: &str = "a_link_that_goes_down_names_who_used_it";
+    if !is_root() {
+        return skip(TEST, "only root can make network namespaces and cgroups");
+    }
+    if !run(Command::new("sh").args(["-c", "command -v ip unshare nsenter"])).stdout.contains("nsenter") {
+        return skip(TEST, "there is no ip (iproute2), unshare or nsenter (util-linux)");
+    }
+    std::thread::spawn(|| {
+        network::isolate().unwrap();
+        if let Err(error) = wire(["near", "far"]) {
+            return skip(TEST, &error);
+        }
+        users_are_named();
+    })
+    .join()
+    .unwrap();
+}
+
+/// A container at the other end, with one connection to us, and a service of ours with another.
+fn users_are_named() {
+    const NUMBER: u32 = 0x7409;
+    let container = Cgroup::container("cpu", NUMBER).unwrap();
+    let unified = UnifiedCgroup::make("kpulse-affected").unwrap();
+    let pod = process_in(&container, "exec unshare --net sleep 600");
+    let ours = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    let namespace = format!("/proc/{}/ns/net", pod.pid());
+    until("the container's namespace", || (std::fs::metadata(&namespace).ok()?.ino() != ours).then_some(()));
+    ip(&format!("link set far netns {}", pod.pid())).unwrap();
+    ip("address add 10.97.0.1/24 dev near").unwrap();
+    let inside = |command: &str| format!("nsenter --net={namespace} {command}");
+    let set_up = inside("ip address add 10.97.0.2/24 dev far") + " && " + &inside("ip link set far up");
+    assert_eq!(run(Command::new("sh").args(["-c", &set_up])).code, Some(0));
+
+    let listener = TcpListener::bind("10.97.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connect = format!("bash -c 'exec 3<>/dev/tcp/10.97.0.1/{port} && exec sleep 600'");
+    let _far = Service::start(Command::new("sh").args(["-c", &inside(&connect)]));
+    let mut accepted = vec![listener.accept().unwrap()];
+    let _near = Service::start(Command::new("sh").args(["-c", &unified.enter_and(&connect)]));
+    accepted.push(listener.accept().unwrap());
+
+    let gateway = Gateway::new();
+    let mut running = Running::start(&mut gateway.command("run"));
+    ip("link set near down").unwrap();
+    let event = until("the event", || running.events("link_change").pop());
+    assert_obeys_the_schema(&event);
+    let affected = &event["kpulse"]["link_change"]["affected"];
+    let expected = serde_json::json!({
+        "connections": 4, // Two, each with both ends on this machine.
+        "cgroups": ["/kpulse-affected"],
+        "container_ids": [Cgroup::id(NUMBER)],
+    });
+    assert_eq!(*affected, expected, "{event}");
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}
+
+/// A cgroup of the unified hierarchy, which is mounted for the calling thread and its children where it is not.
+struct UnifiedCgroup {
+    path: PathBuf,
+    _mount: tempfile::TempDir,
+}
+
+impl UnifiedCgroup {
+    fn make(name: &str) -> io::Result<Self> {
+        let mount = tempfile::tempdir()?;
+        // SAFETY: no memory is involved; the mounts are those of this thread only.
+        if unsafe { libc::unshare(libc::CLONE_NEWNS) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let script = "mount --make-rprivate / && mount -t cgroup2 none \"$0\" && mkdir -p \"$0/$1\"";
+        let ended = run(Command::new("sh").args(["-c", script]).arg(mount.path()).arg(name));
+        if ended.code != Some(0) {
+            return Err(io::Error::other(ended.stderr));
+        }
+        Ok(Self { path: mount.path().join(name), _mount: mount })
+    }
+
+    /// The script, in this cgroup.
+    fn enter_and(&self, script: &str) -> String {
+        format!("echo 0 >{}/cgroup.procs && {script}", self.path.display())
+    }
+}
+
+impl Drop for UnifiedCgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.path);
+        let _ = run(Command::new("umount").arg(self._mount.path()));
+    }
 }
 
 #[test]

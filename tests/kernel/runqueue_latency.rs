@@ -171,7 +171,11 @@ fn a_long_wait_is_an_event_with_its_occupant_and_a_short_one_is_none() {
     for fact in &ours {
         assert!(fact.value_ns >= fact.threshold_ns && fact.threshold_ns == Some(500_000));
         assert_eq!(fact.kind, "runqueue_delay");
+        assert!(!fact.kernel_stack.is_empty(), "{fact:?}");
     }
+    let is_of_a_tick =
+        |fact: &&&Fact| fact.kernel_stack.iter().any(|function| function.contains("interrupt"));
+    assert!(ours.iter().filter(is_of_a_tick).count() > 0, "who spins loses the CPU to a tick: {:?}", ours[0]);
     let is_named = |fact: &&&Fact| fact.body["occupant"]["name"].as_str() == Some(fact.comm.as_str());
     assert!(ours.iter().filter(is_named).count() > 0, "spinners wait for each other: {:?}", ours[0]);
     assert_sum_closes(set, &mut events, facts.len());

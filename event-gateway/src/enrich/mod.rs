@@ -3,6 +3,7 @@
 //! Any of it may be unknown, since processes and containers end before their events arrive. The event is then sent
 //! without that field, never dropped.
 
+mod affected;
 mod host;
 mod past;
 mod process;
@@ -11,6 +12,7 @@ pub use process::{Counts as ProcessCounts, Lives};
 
 use crate::keys::Keys;
 use crate::spool::Document;
+use affected::Users;
 use kpulse_common::clock::Clock;
 use kpulse_common::container::{CgroupId, ContainerIdentity, Identities, parse_container};
 use kpulse_common::event::{
@@ -63,6 +65,7 @@ pub struct Enrich {
     clock: Clock,
     identities: Identities,
     processes: Processes,
+    users: Users,
 }
 
 impl Enrich {
@@ -74,6 +77,7 @@ impl Enrich {
             clock: Clock::new(),
             identities: Identities::new(paths),
             processes: Processes::new(&paths.procfs),
+            users: Users::new(paths),
         }
     }
 
@@ -101,6 +105,7 @@ impl Enrich {
         let time = self.clock.wall(fact.boot_ns);
         let (probe, kind, boot_ns) = (fact.probe, fact.kind, fact.boot_ns);
         let user_stack = fact.user_stack.take();
+        self.users.add(kind, &mut fact.body, &mut self.identities);
         Draft { event: self.event(fact, time), time, boot_ns, probe, kind, user_stack }
     }
 

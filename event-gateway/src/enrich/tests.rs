@@ -3,6 +3,8 @@ use kpulse_common::clock::boot_ns;
 use kpulse_common::container::{CgroupId, Hierarchy};
 use kpulse_exporter_ebpf::life::{Change, Life, ProcessId};
 use serde_json::json;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 
 const ID: &str = "0c1d2e3f405162738495a6b7c8d9eafb0c1d2e3f405162738495a6b7c8d9eafb";
 const POD: &str = "8dbc5577-d0e2-4706-8787-57d52c03ddf2";
@@ -158,4 +160,20 @@ fn a_container_that_came_and_went_unseen_is_named_by_what_the_records_told() {
         assert_eq!(event["process"]["command_line"], "job --once");
         assert_eq!(event.pointer("/kpulse/cgroup/path").is_some(), has_path, "{event}");
     }
+}
+
+#[test]
+fn a_device_that_failed_has_its_users_and_one_elsewhere_has_not() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let own = std::fs::metadata("/proc/self/ns/net").unwrap().ino();
+    let told = |device: &str, netns: u64| {
+        let body = json!({"device": device, "queue": 0, "netns": netns});
+        let fact = Fact { probe: "tx_timeout", kind: "tx_timeout", value_ns: None, body, ..fact() };
+        decode(&enrich().document(fact))["kpulse"]["tx_timeout"]["affected"].clone()
+    };
+    let affected = told("lo", own);
+    assert!(affected["connections"].as_u64() >= Some(2), "both ends of one: {affected}");
+    drop(connection);
+    assert_eq!([told("lo", own + 1), told("gone", own)], [Value::Null, Value::Null]);
 }

@@ -7,7 +7,6 @@ mod filesystem_readonly;
 mod limit;
 mod link_change;
 mod listen_overflow;
-mod netlink;
 mod queue;
 mod thread;
 

@@ -1,6 +1,6 @@
 //! Which driver a device has.
 
-use crate::watch::netlink::checked;
+use crate::netlink::checked;
 use std::os::fd::RawFd;
 
 /// `linux/sockios.h` and `linux/ethtool.h`.

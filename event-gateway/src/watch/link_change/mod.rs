@@ -4,16 +4,16 @@
 //! end of a container takes down and away at once is none. Neither is that a new device comes up for the first time.
 
 mod driver;
-mod message;
 
-use super::netlink::{DATAGRAM_BYTES, Received, Socket};
 use super::{Finding, Watch, Watcher};
+use crate::netlink::links::{self, Link, Message};
+use crate::netlink::{DATAGRAM_BYTES, Received, Socket};
 use crate::policies::Rules;
 use crate::schema::Kind;
 use anyhow::{Context, Result};
 use kpulse_common::clock::boot_ns;
-use kpulse_common::event::schema_of;
-use message::{Link, Message};
+use kpulse_common::event::{Affected, schema_of};
+
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -63,6 +63,9 @@ struct Body {
     /// Inode of the network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
+    /// Who used it; absent where the kernel does not tell. Addresses of IPv6 go when a device is switched off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    affected: Option<Affected>,
 }
 
 struct LinkChange {
@@ -131,7 +134,7 @@ impl LinkChange {
                     }
                 }
                 Received::Datagram(length) => {
-                    let (messages, is_interrupted) = message::parse(&self.buffer[..length]);
+                    let (messages, is_interrupted) = links::parse(&self.buffer[..length]);
                     if let (Dump::Running { is_spoilt, .. }, true) = (&mut self.dump, is_interrupted) {
                         *is_spoilt = true;
                     }
@@ -209,6 +212,7 @@ impl LinkChange {
                         is_enabled: link.is_enabled,
                         carrier_changes,
                         netns: self.netns,
+                        affected: None,
                     },
                 ));
             }

@@ -2,7 +2,8 @@ use super::*;
 use std::thread;
 
 fn link(is_up: bool, changes: u32) -> Link {
-    Link { index: 7, name: "eth0".to_owned(), is_enabled: true, is_up, changes: Some(changes) }
+    let name = "eth0".to_owned();
+    Link { index: 7, name, is_enabled: true, is_up, changes: Some(changes), ..Link::default() }
 }
 
 /// A watch that follows what a test tells it.

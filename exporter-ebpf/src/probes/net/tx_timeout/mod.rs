@@ -8,7 +8,7 @@ use crate::probe::{Collector, EventDef, Probe};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, view};
 use kpulse_common::container::Identities;
-use kpulse_common::event::schema_of;
+use kpulse_common::event::{Affected, schema_of};
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -62,6 +62,9 @@ struct Body {
     queue: u32,
     /// Inode of the network namespace.
     netns: u32,
+    /// Who used the device; added where the document is made, and absent for a device of another namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    affected: Option<Affected>,
 }
 
 fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
@@ -72,6 +75,7 @@ fn decode(bytes: &[u8], _: &Names) -> Result<Decoded, ProbeError> {
         driver: (!driver.is_empty()).then_some(driver),
         queue: record.queue,
         netns: record.netns,
+        affected: None,
     };
     Decoded::new(Header::from(&record.header), &body)
 }

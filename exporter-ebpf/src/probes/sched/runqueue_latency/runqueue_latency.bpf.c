@@ -143,8 +143,9 @@ static __always_inline struct wait take_runnable(__u32 tid, __u64 now_ns)
 	return wait;
 }
 
-static __always_inline void send_event(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
-				       __u64 waited_ns)
+/* `waiter` is `next` again where the verifier knows it for a task, whose stack can be had then. */
+static __always_inline void send_event(struct task_struct *prev, struct task_struct *next, struct task_struct *waiter,
+				       __u64 cgroup_id, __u64 waited_ns)
 {
 	struct runqueue_latency_record *record = ring_reserve(sizeof(*record), cgroup_id, THRESHOLD_WAIT, waited_ns);
 
@@ -157,11 +158,15 @@ static __always_inline void send_event(struct task_struct *prev, struct task_str
 	record->occupant_tid = BPF_CORE_READ(prev, pid);
 	bpf_core_read(record->occupant_comm, COMM_BYTES, &prev->comm);
 	record->throttled_ns = throttled_since(next, waited_ns);
+	/* It does not run yet, so its stack is still the one that it slept on or lost the CPU on. */
+	if (waiter)
+		record->header.stack_bytes =
+			bpf_get_task_stack(waiter, record->header.stack, sizeof(record->header.stack), 0);
 	bpf_ringbuf_submit(record, 0);
 }
 
-static __always_inline void task_ran(struct task_struct *prev, struct task_struct *next, __u64 cgroup_id,
-				     struct wait wait)
+static __always_inline void task_ran(struct task_struct *prev, struct task_struct *next, struct task_struct *waiter,
+				     __u64 cgroup_id, struct wait wait)
 {
 	if (want_metrics) {
 		struct runqueue_latency_account *account = account_of(cgroup_id);
@@ -172,7 +177,7 @@ static __always_inline void task_ran(struct task_struct *prev, struct task_struc
 		}
 	}
 	if (may_tell(THRESHOLD_WAIT, wait.ns))
-		send_event(prev, next, cgroup_id, wait.ns);
+		send_event(prev, next, waiter, cgroup_id, wait.ns);
 }
 
 SEC("tp_btf/sched_wakeup")
@@ -206,7 +211,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 		return 0;
 	struct wait wait = take_runnable(next->pid, now_ns);
 	if (wait.ns && (want_metrics || may_tell(THRESHOLD_WAIT, wait.ns)))
-		task_ran(prev, next, task_cgroup_id(next, cpu_cgrp_id), wait);
+		task_ran(prev, next, next, task_cgroup_id(next, cpu_cgrp_id), wait);
 	return 0;
 }
 
@@ -244,6 +249,6 @@ int sched_switch_raw(struct bpf_raw_tracepoint_args *context)
 		return 0;
 	struct wait wait = take_runnable(next_tid, now_ns);
 	if (wait.ns && (want_metrics || may_tell(THRESHOLD_WAIT, wait.ns)))
-		task_ran(prev, next, read_task_cgroup_id(next, cpu_cgrp_id), wait);
+		task_ran(prev, next, NULL, read_task_cgroup_id(next, cpu_cgrp_id), wait);
 	return 0;
 }

@@ -1,11 +1,19 @@
 //! Netlink: sockets to the kernel, and the messages in what it sends.
 
+pub mod links;
+pub mod namespaces;
+pub mod sockets;
+
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Longer than any datagram of the kernel.
 pub const DATAGRAM_BYTES: usize = 64 << 10;
+/// The bits of an attribute's type that are its number.
+const ATTRIBUTE_MASK: u16 = 0x3fff;
+/// Most datagrams of a dump that is read at once: some hundred thousand sockets.
+const DATAGRAMS_MAX: usize = 4_096;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -69,7 +77,16 @@ impl Socket {
 
     /// Asks for a dump: everything of a kind, in messages that [`Message::end`] closes.
     pub fn ask(&self, kind: u16, payload: &[u8]) -> io::Result<()> {
-        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+        self.request(kind, libc::NLM_F_DUMP, payload)
+    }
+
+    /// Asks for one thing, which a message answers.
+    pub fn ask_one(&self, kind: u16, payload: &[u8]) -> io::Result<()> {
+        self.request(kind, 0, payload)
+    }
+
+    fn request(&self, kind: u16, flags: libc::c_int, payload: &[u8]) -> io::Result<()> {
+        let flags = (libc::NLM_F_REQUEST | flags) as u16;
         let request = encode(kind, flags, payload);
         // SAFETY: the request has the length that is given, and lives through the call.
         let sent = unsafe { libc::send(self.fd(), request.as_ptr().cast(), request.len(), 0) };
@@ -124,10 +141,42 @@ pub fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
+/// The attributes of a message, by number. What is cut off is passed over.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (length, kind) = (usize::from(u16_at(bytes, 0)?), u16_at(bytes, 2)?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & ATTRIBUTE_MASK, value))
+    })
+}
+
 /// A message as it is sent.
 fn encode(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
     let length = (HEADER + payload.len()) as u32;
     [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], payload].concat()
+}
+
+/// Gives each message of a dump, of this kind, to `each`. It asks from the network namespace of the calling thread.
+pub fn dump(
+    protocol: libc::c_int,
+    ask: u16,
+    payload: &[u8],
+    each: &mut dyn FnMut(Message),
+) -> io::Result<()> {
+    let socket = Socket::open(protocol, 0)?;
+    socket.ask(ask, payload)?;
+    let mut buffer = vec![0; DATAGRAM_BYTES];
+    for _ in 0..DATAGRAMS_MAX {
+        let Received::Datagram(length) = socket.receive(&mut buffer)? else { break };
+        for message in messages(&buffer[..length]) {
+            match message.end() {
+                Some(end) => return end.map_err(io::Error::from_raw_os_error),
+                None => each(message),
+            }
+        }
+    }
+    Err(io::Error::other("the answer has no end"))
 }
 
 /// The number at a place, if it is there.
@@ -146,12 +195,12 @@ pub fn checked(outcome: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// A message in a datagram of several.
-    pub(in super::super) fn encoded(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn encoded(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
         let mut bytes = encode(kind, flags, payload);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes

@@ -1,24 +1,21 @@
 //! Who turns connections away since nobody accepts them? The counters of each network namespace, and the queues of its
 //! listening sockets once a counter moved.
 
-mod diag;
-
 use super::{Finding, Watch, Watcher};
+use crate::netlink::namespaces::{Namespace, Namespaces};
+use crate::netlink::sockets::{self, State, TcpSocket};
 use crate::policies::Rules;
 use crate::schema::Kind;
 use anyhow::{Context, Result};
-use diag::Listener;
-use kpulse_common::container::{ContainerCgroup, Hierarchy, Identities};
 use kpulse_common::event::schema_of;
-use kpulse_common::netns::{first_process, tcp_counters};
+use kpulse_common::netns::tcp_counters;
 use kpulse_common::paths::Paths;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Time between two looks: the kernel adds up a namespace's counters over all CPUs for each reading.
@@ -65,9 +62,7 @@ struct Fullest {
 }
 
 struct ListenOverflow {
-    paths: Paths,
-    identities: Identities,
-    hierarchy: Hierarchy,
+    namespaces: Namespaces,
     /// By inode of the namespace, of those that have a process. Bound: the containers, and the host.
     known: HashMap<u64, Counts>,
     /// For which reasons sockets could not be asked for; each is logged once. Bound: the numbers of errors.
@@ -82,54 +77,19 @@ struct Counts {
     drops: u64,
 }
 
-/// A network namespace, by a process in it.
-struct Namespace {
-    process: PathBuf,
-    inode: u64,
-    /// Whose it is; `None` for our own.
-    container: Option<ContainerCgroup>,
-}
-
 impl ListenOverflow {
     fn open(paths: &Paths) -> Result<Self> {
-        let identities = Identities::new(paths);
-        let hierarchy = identities.hierarchies().of("cpu");
-        let mut opened = Self {
-            paths: paths.clone(),
-            identities,
-            hierarchy,
-            known: HashMap::new(),
-            refusals: HashSet::new(),
-            next: Instant::now(),
-        };
+        let namespaces = Namespaces::new(paths);
         // What was counted before the start is no event.
-        let own =
-            Namespace::of(paths.procfs.join("self"), None).context("the network namespace cannot be read")?;
+        let own = namespaces.own().context("the network namespace cannot be read")?;
         let counts =
             Counts::read(&own.process).context("the counters of the network namespace cannot be read")?;
-        opened.known.insert(own.inode, counts);
-        Ok(opened)
+        let known = HashMap::from([(own.inode, counts)]);
+        Ok(Self { namespaces, known, refusals: HashSet::new(), next: Instant::now() })
     }
 
-    /// Our own namespace first, so that a container that shares it is not told.
-    fn namespaces(&mut self) -> Vec<Namespace> {
-        let mut found: Vec<Namespace> =
-            Namespace::of(self.paths.procfs.join("self"), None).into_iter().collect();
-        let containers = self.identities.alive(self.hierarchy);
-        let Some(mount) = self.identities.hierarchies().mount(self.hierarchy) else { return found };
-        let mut seen: HashSet<u64> = found.iter().map(|own| own.inode).collect();
-        for container in containers.iter() {
-            let cgroup = mount.join(container.path.trim_start_matches('/'));
-            let process = first_process(&cgroup).map(|pid| self.paths.procfs.join(pid));
-            let namespace = process.and_then(|process| Namespace::of(process, Some(container.clone())));
-            found.extend(namespace.filter(|namespace| seen.insert(namespace.inode)));
-        }
-        found
-    }
-
-    fn listeners(&mut self, namespace: &Namespace) -> Option<Vec<Listener>> {
-        let path = namespace.container.as_ref().map(|_| namespace.process.join("ns/net"));
-        let listeners = diag::listeners(path.as_deref());
+    fn listeners(&mut self, namespace: &Namespace) -> Option<Vec<TcpSocket>> {
+        let listeners = namespace.enter(|| sockets::tcp(State::Listen));
         if let Err(error) = &listeners
             && self.refusals.insert(error.raw_os_error())
         {
@@ -147,7 +107,8 @@ impl Watcher for ListenOverflow {
     fn look(&mut self, rules: &Rules, now: Instant, tell: &mut dyn FnMut(Finding)) -> Result<()> {
         self.next = now + INTERVAL;
         let mut known = HashMap::new();
-        for namespace in self.namespaces() {
+        let own = self.namespaces.own();
+        for namespace in own.into_iter().chain(self.namespaces.of_containers()) {
             // A process that ended meanwhile has taken its counters along.
             let Some(counts) = Counts::read(&namespace.process) else { continue };
             known.insert(namespace.inode, counts);
@@ -167,23 +128,17 @@ impl Watcher for ListenOverflow {
     }
 }
 
-impl Namespace {
-    fn of(process: PathBuf, container: Option<ContainerCgroup>) -> Option<Self> {
-        let inode = fs::metadata(process.join("ns/net")).ok()?.ino();
-        Some(Self { process, inode, container })
-    }
-}
-
 impl Body {
     /// `listeners` are those of the namespace.
-    fn new(counted: Counts, listeners: Option<Vec<Listener>>, netns: u64) -> Self {
-        let full = listeners.map(|all| all.into_iter().filter(Listener::is_full).collect::<Vec<_>>());
-        let fullest = full.iter().flatten().max_by_key(|listener| listener.backlog - listener.limit);
-        let fullest = fullest.cloned().map(|Listener { ip, port, backlog, limit }| Fullest {
-            ip,
-            port,
-            backlog,
-            limit,
+    fn new(counted: Counts, listeners: Option<Vec<TcpSocket>>, netns: u64) -> Self {
+        let full = listeners.map(|all| all.into_iter().filter(TcpSocket::is_full).collect::<Vec<_>>());
+        let fullest =
+            full.iter().flatten().max_by_key(|listener| listener.receive_queue - listener.send_queue);
+        let fullest = fullest.map(|listener| Fullest {
+            ip: listener.local.ip(),
+            port: listener.local.port(),
+            backlog: listener.receive_queue,
+            limit: listener.send_queue,
         });
         Self {
             overflows: counted.overflows,
@@ -216,6 +171,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
 
     #[test]
     fn counters_are_found_by_name_and_compared() {
@@ -232,7 +188,9 @@ mod tests {
         let body = |listeners| serde_json::to_value(Body::new(counted, listeners, 7)).unwrap();
         let absent = serde_json::json!({ "overflows": 2, "drops": 3, "netns": 7 });
         assert_eq!(body(None), absent);
-        let listener = |backlog| Listener { ip: IpAddr::from([127, 0, 0, 1]), port: 80, backlog, limit: 1 };
+        let address = SocketAddr::from(([127, 0, 0, 1], 80));
+        let listener =
+            |backlog| TcpSocket { receive_queue: backlog, send_queue: 1, ..TcpSocket::at(address) };
         assert_eq!(body(Some(vec![listener(1)]))["full_listeners"], 0);
         let full = body(Some(vec![listener(2), listener(3), listener(1)]));
         assert_eq!((&full["full_listeners"], &full["listener"]["backlog"]), (&2.into(), &3.into()));
