@@ -2,12 +2,14 @@
 
 use crate::{Exporter, assert_between, between, while_child_holds};
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::process::run;
 use kpulse_tests::{is_root, network, skip, until, within};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 fn lo(file: &str) -> f64 {
@@ -91,6 +93,51 @@ fn everything_of_each_device_is_what_sysfs_has() {
     assert!(compared >= STATISTICS.len(), "{compared}");
 }
 
+/// What is told of a device that a container has, and what the kernel counts of it, when `provoke` has returned: packets
+/// received in error and dropped, then those of sending. The device goes with what that returns.
+fn told_of_device<T>(
+    number: u32,
+    device: &str,
+    provoke: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<[[f64; 4]; 2]> {
+    let container = Cgroup::container("cpu", number)?;
+    let id = Cgroup::id(number);
+    let exporter = Exporter::start(&["netdev"]);
+    let folder = tempfile::tempdir()?;
+    let (lost, scraped) = (folder.path().join("lost"), folder.path().join("scraped"));
+    std::thread::scope(|scope| {
+        let child = scope.spawn(|| {
+            network::in_namespace(Some(&container), || {
+                let _kept = provoke()?;
+                fs::write(&lost, fs::read("/proc/self/net/dev")?)?;
+                until("the scrape", || scraped.exists().then_some(()));
+                Ok(vec![])
+            })
+        });
+        let line = |text: &str| {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+            line.map(|line| line.split_ascii_whitespace().map(|number| number.parse().unwrap()).collect())
+        };
+        let kernels: Option<Vec<f64>> = until("the child", || {
+            let counted = fs::read_to_string(&lost).ok().and_then(|text| line(&text));
+            counted.map(Some).or_else(|| child.is_finished().then_some(None))
+        });
+        let both = kernels.map(|kernels| {
+            let labels = [("container_id", id.as_str()), ("device", device)];
+            let page = until("the series", || {
+                let page = exporter.scrape();
+                page.find("kpulse_netdev_receive_dropped_total", &labels).is_some().then_some(page)
+            });
+            let told = ["receive_errors", "receive_dropped", "transmit_errors", "transmit_dropped"]
+                .map(|family| page.value(&format!("kpulse_netdev_{family}_total"), &labels));
+            [told, [2, 3, 10, 11].map(|column| kernels[column])]
+        });
+        fs::write(&scraped, [])?;
+        child.join().unwrap()?;
+        both.ok_or_else(|| io::Error::other("the child has ended"))
+    })
+}
+
 #[test]
 fn a_containers_devices_tell_what_they_lose() {
     const TEST: &str = "a_containers_devices_tell_what_they_lose";
@@ -100,49 +147,52 @@ fn a_containers_devices_tell_what_they_lose() {
     if !Path::new("/dev/net/tun").exists() {
         return skip(TEST, "this kernel makes no tunnel devices (module tun)");
     }
-    let container = Cgroup::container("cpu", 0xf5).unwrap();
-    let id = Cgroup::id(0xf5);
-    let exporter = Exporter::start(&["netdev"]);
-    let folder = tempfile::tempdir().unwrap();
-    let (lost, scraped) = (folder.path().join("lost"), folder.path().join("scraped"));
-    let (told, kernels) = std::thread::scope(|scope| {
-        let child = scope.spawn(|| {
-            network::in_namespace(Some(&container), || {
-                let tunnel = network::Tun::make("cable0")?;
-                // Neither of IPv4 nor of IPv6.
-                (0..7).for_each(|_| assert!(tunnel.receive(&[0; 40]).is_err()));
-                // Nobody takes what it sends: its queue has room for 500 packets.
-                network::fill_queue("cable0", 600)?;
-                fs::write(&lost, fs::read("/proc/self/net/dev")?)?;
-                until("the scrape", || scraped.exists().then_some(()));
-                Ok(vec![])
-            })
-        });
-        let outcome = until("the child", || {
-            let kernels = fs::read_to_string(&lost).ok().filter(|text| text.contains("cable0"));
-            kernels.map(Some).or_else(|| child.is_finished().then_some(None))
-        });
-        let page = outcome.map(|kernels| {
-            let labels = [("container_id", id.as_str()), ("device", "cable0")];
-            let page = until("the series", || {
-                let page = exporter.scrape();
-                page.find("kpulse_netdev_receive_dropped_total", &labels).is_some().then_some(page)
-            });
-            let line =
-                kernels.lines().find_map(|line| line.trim().strip_prefix("cable0:").map(str::to_owned));
-            let kernels: Vec<f64> =
-                line.unwrap().split_ascii_whitespace().map(|number| number.parse().unwrap()).collect();
-            let told = ["receive_errors", "receive_dropped", "transmit_errors", "transmit_dropped"]
-                .map(|family| page.value(&format!("kpulse_netdev_{family}_total"), &labels));
-            (told, [2, 3, 10, 11].map(|column| kernels[column]))
-        });
-        fs::write(&scraped, []).unwrap();
-        child.join().unwrap().unwrap();
-        page.unwrap()
-    });
+    let [told, kernels] = told_of_device(0xf5, "cable0", || {
+        let tunnel = network::Tun::make("cable0")?;
+        // Neither of IPv4 nor of IPv6.
+        (0..7).for_each(|_| assert!(tunnel.receive(&[0; 40]).is_err()));
+        // Nobody takes what it sends: its queue has room for 500 packets.
+        network::fill_queue("cable0", 600).map(|()| tunnel)
+    })
+    .unwrap();
     assert_eq!(told, kernels);
     assert_eq!(told[1], 7.0);
     assert!(told[3] > 0.0, "{told:?}");
+}
+
+#[test]
+fn a_containers_devices_tell_of_errors() {
+    const TEST: &str = "a_containers_devices_tell_of_errors";
+    if !is_root() {
+        return skip(TEST, "only root can make cgroups and network namespaces");
+    }
+    // Its other end is nowhere. It is asked for in a namespace that is gone again at once.
+    let make = "ip link add tunnel0 type vxlan id 3 dstport 4789 remote 192.0.2.1 && ip link set tunnel0 up";
+    let can = run(Command::new("unshare").args(["--net", "sh", "-c", make]));
+    if can.code != Some(0) {
+        return skip(TEST, &format!("this system makes no VXLAN (iproute2, util-linux): {}", can.stderr));
+    }
+    let [told, kernels] = told_of_device(0xf6, "tunnel0", || {
+        run(Command::new("sh").args(["-c", make]));
+        network::fill_queue("tunnel0", 5)?;
+        // Congestion that was marked on the way, around a packet that says it does not know the mark.
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        network::set_tos(&socket, 3)?;
+        (0..7).try_for_each(|_| socket.send_to(&vxlan_packet(3), "127.0.0.1:4789").map(drop))
+    })
+    .unwrap();
+    assert_eq!(told, kernels);
+    assert_eq!(told[0], 7.0);
+    // Its own IPv6 has something to say as well.
+    assert!(told[2] >= 5.0, "{told:?}");
+}
+
+/// A VXLAN header and a frame with an empty IPv4 packet.
+fn vxlan_packet(network: u8) -> Vec<u8> {
+    let header = [8, 0, 0, 0, 0, 0, network, 0];
+    let ethernet = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+    let ip = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    [&header[..], &ethernet, &[8, 0], &ip].concat()
 }
 
 #[test]
@@ -374,6 +424,32 @@ fn what_cpus_count_of_packets_is_what_the_kernel_says() {
         let told = page.sum(&format!("kpulse_softnet_{family}_total"));
         assert_between(family, before[index], told, after[index]);
     }
+}
+
+#[test]
+fn packets_that_find_no_room_before_a_cpu_are_counted() {
+    const BACKLOG: &str = "/proc/sys/net/core/netdev_max_backlog";
+    if !kpulse_tests::is_guest() {
+        return skip("packets_that_find_no_room", "the room is the whole machine's: only guests change it");
+    }
+    let exporter = Exporter::start(&["softnet"]);
+    let room = fs::read_to_string(BACKLOG).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    std::thread::spawn(move || io::copy(&mut server, &mut io::sink()));
+    let before = softnet(&[1])[0];
+    // Room for one: of what an acknowledgement lets go at once, the rest is lost and sent again.
+    fs::write(BACKLOG, "0").unwrap();
+    let lost = until("packets that are lost", || {
+        client.write_all(&[0; 1 << 20]).unwrap();
+        Some(softnet(&[1])[0] - before).filter(|&lost| lost >= 10.0)
+    });
+    fs::write(BACKLOG, room.trim()).unwrap();
+    let (least, page, most) = between(&exporter, || softnet(&[1]));
+    let told = page.sum("kpulse_softnet_dropped_total");
+    assert_between("dropped", least[0], told, most[0]);
+    assert!(told >= before + lost, "{told}, {before}, {lost}");
 }
 
 #[test]

@@ -76,3 +76,35 @@ fn two_tasks_on_one_cpu_wait_as_long_as_the_scheduler_says() {
     assert!(told > 0.8 * longest - 0.1 && told < 1.1 * both + 0.3, "told {told}, waited {waited:?}");
     assert_eq!(Some(told), total(&path, "some"), "nothing runs there any more");
 }
+
+#[test]
+fn a_quota_stalls_all_tasks_of_a_container() {
+    const TEST: &str = "a_quota_stalls_all_tasks";
+    if !is_root() {
+        return skip(TEST, "only root can make cgroups");
+    }
+    let Ok(cgroup) = Cgroup::container("pressure", 0x48_0021) else {
+        return skip(TEST, "no unified hierarchy is mounted");
+    };
+    let path = cgroup.path().join("cpu.pressure").display().to_string();
+    if total(&path, "full").is_none() {
+        return skip(TEST, "the kernel does not tell stalls of the CPU by cgroup (psi=1, since 5.13)");
+    }
+    let (quota, period) = (Duration::from_millis(20), Duration::from_millis(100));
+    if let Err(error) = cgroup.set_cpu_quota(quota, period) {
+        return skip(TEST, &format!("this kernel has no CPU quota: {error}"));
+    }
+    let exporter = Exporter::start(&["pressure"]);
+    let (_, went_well) = in_child(Some(&cgroup), || {
+        spin(Duration::from_millis(1500));
+        Ok(())
+    });
+    assert!(went_well);
+    let id = Cgroup::id(0x48_0021);
+    let labels = [("resource", "cpu"), ("container_id", id.as_str())];
+    let told = exporter.scrape().value("kpulse_pressure_stalled_seconds_total", &labels);
+    let stopped = cgroup.number("cpu.stat", Some("throttled_usec")).unwrap() as f64 / 1e6;
+    // It ran alone there: whenever it was stopped, so were all.
+    assert!(told > 0.8 * stopped - 0.1 && stopped > 0.0, "told {told}, stopped {stopped}");
+    assert_eq!(Some(told), total(&path, "full"), "nothing runs there any more");
+}

@@ -87,6 +87,14 @@ pub fn set_mtu(device: &str, bytes: i32) -> io::Result<()> {
     change(device, libc::SIOCSIFMTU, |request| request.ifr_ifru.ifru_mtu = bytes)
 }
 
+/// Sets the byte of IPv4's header that tells the type of service and congestion.
+pub fn set_tos(socket: &UdpSocket, tos: libc::c_int) -> io::Result<()> {
+    let (value, length) = ((&raw const tos).cast(), size_of_val(&tos) as libc::socklen_t);
+    // SAFETY: the value has the size that is given, and lives through the call.
+    checked(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_TOS, value, length) })
+        .map(drop)
+}
+
 fn set_flags(device: &str, flags: i32) -> io::Result<()> {
     change(device, libc::SIOCSIFFLAGS, |request| request.ifr_ifru.ifru_flags = flags as libc::c_short)
 }
