@@ -121,27 +121,6 @@ static __always_inline bool task_on_cpu(struct task_struct *task)
 	return on_cpu;
 }
 
-/*
- * What the scheduler goes by itself: its clock of the CPU that the task is on, which it has just read when it wakes a
- * task or switches: two loads, where asking for the time reads the counter anew. Comparable between CPUs as far as the
- * kernel's own account of waits is. For a task that the verifier trusts.
- */
-static __always_inline __u64 scheduler_clock(struct task_struct *task)
-{
-	struct cfs_rq *cfs = task->se.cfs_rq;
-
-	/* Without CONFIG_FAIR_GROUP_SCHED it does not point to its run queue. */
-	return bpf_core_field_exists(cfs->rq) ? cfs->rq->clock : bpf_ktime_get_ns();
-}
-
-/* The same for a task that was read from memory. */
-static __always_inline __u64 read_scheduler_clock(struct task_struct *task)
-{
-	struct cfs_rq *cfs = BPF_CORE_READ(task, se.cfs_rq);
-
-	return bpf_core_field_exists(cfs->rq) ? BPF_CORE_READ(cfs, rq, clock) : bpf_ktime_get_ns();
-}
-
 /* The run queue that a task is on; without CONFIG_FAIR_GROUP_SCHED its cfs_rq is the one inside it. */
 static __always_inline struct rq *task_rq(struct task_struct *task)
 {
@@ -150,6 +129,21 @@ static __always_inline struct rq *task_rq(struct task_struct *task)
 	if (bpf_core_field_exists(cfs->rq))
 		return BPF_CORE_READ(cfs, rq);
 	return (void *)cfs - bpf_core_field_offset(struct rq, cfs);
+}
+
+/* What the scheduler goes by itself: its clock of a run queue, which it has just read when it switches. */
+static __always_inline __u64 scheduler_clock(struct task_struct *task)
+{
+	struct cfs_rq *cfs = task->se.cfs_rq;
+
+	/* For a task that the verifier trusts: two loads. */
+	return bpf_core_field_exists(cfs->rq) ? cfs->rq->clock : BPF_CORE_READ(task_rq(task), clock);
+}
+
+/* The same for a task that was read from memory. */
+static __always_inline __u64 read_scheduler_clock(struct task_struct *task)
+{
+	return BPF_CORE_READ(task_rq(task), clock);
 }
 
 #endif

@@ -156,6 +156,12 @@ struct linux_binprm {
 	const char *interp;
 };
 
+/* With CONFIG_SCHED_INFO. */
+struct sched_info {
+	unsigned long long run_delay;
+	unsigned long long last_queued;
+};
+
 struct task_struct {
 	void *stack;
 	unsigned int flags;
@@ -175,6 +181,7 @@ struct task_struct {
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	struct sched_entity se;
+	struct sched_info sched_info;
 	struct css_set *cgroups;
 	char comm[16];
 };

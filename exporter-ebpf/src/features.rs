@@ -26,6 +26,8 @@ pub enum Feature {
     KernelSymbols,
     /// Reasons of packet drops. Since 5.17; before, the kernel function that dropped stands for it.
     DropReasons,
+    /// The scheduler's own account of each task's waits, with CONFIG_SCHED_INFO; some option of statistics turns it on.
+    WaitAccount,
     /// The journal of ext4 and OCFS2, built in or loaded.
     Jbd2,
     /// XFS, built in or loaded.
@@ -33,8 +35,15 @@ pub enum Feature {
 }
 
 impl Feature {
-    const ALL: [Self; 6] =
-        [Self::Btf, Self::Bpf, Self::RingBuffer, Self::CpuClock, Self::KernelSymbols, Self::DropReasons];
+    const ALL: [Self; 7] = [
+        Self::Btf,
+        Self::Bpf,
+        Self::RingBuffer,
+        Self::CpuClock,
+        Self::KernelSymbols,
+        Self::DropReasons,
+        Self::WaitAccount,
+    ];
 
     /// `Ok` when the kernel has it, otherwise why not and what would help, in one sentence.
     pub fn check(self, paths: &Paths) -> Result<(), Lack> {
@@ -62,6 +71,7 @@ impl Feature {
                 Ok(_) => Err(Lack::from("the kernel gives no reason for a dropped packet; use Linux 5.17 or newer".to_owned())),
                 Err(error) => Err(Lack::from(format!("cannot read the kernel's types: {error}"))),
             },
+            Self::WaitAccount => keeps_waits(paths).map_err(Lack::from),
             Self::Jbd2 => has_file_system(paths, "jbd2").map_err(Lack::from),
             Self::Xfs => has_file_system(paths, "xfs").map_err(Lack::from),
         }
@@ -75,6 +85,7 @@ impl Feature {
             Self::CpuClock => "CPU clock samples",
             Self::KernelSymbols => "kernel symbols",
             Self::DropReasons => "drop reasons",
+            Self::WaitAccount => "account of waits for the CPU",
             Self::Jbd2 => "journals of ext4",
             Self::Xfs => "XFS",
         }
@@ -87,6 +98,7 @@ impl Feature {
             Self::CpuClock => "CPU profiles",
             Self::KernelSymbols => "names in kernel stacks",
             Self::DropReasons => "the reason of a dropped packet: the kernel function stands for it",
+            Self::WaitAccount => "waits for the CPU, by container",
             Self::Jbd2 => "commits of the journal of ext4",
             Self::Xfs => "waits for the journal of XFS",
         }
@@ -148,6 +160,15 @@ pub fn doctor(paths: &Paths) -> Vec<Finding> {
 }
 
 /// A file system shows itself under `/proc/fs` as soon as its code is there.
+/// A task that runs has used some CPU time: zeros are from a kernel that keeps no account.
+fn keeps_waits(paths: &Paths) -> Result<(), String> {
+    match fs::read_to_string(paths.procfs.join("self/schedstat")) {
+        Ok(text) if !text.starts_with("0 0") => Ok(()),
+        _ => Err("this kernel keeps no account of how long tasks wait for a CPU; use one with CONFIG_SCHED_INFO=y, which \
+                  CONFIG_SCHEDSTATS and CONFIG_TASK_DELAY_ACCT bring".to_owned()),
+    }
+}
+
 fn has_file_system(paths: &Paths, name: &str) -> Result<(), String> {
     if paths.procfs.join("fs").join(name).exists() {
         return Ok(());

@@ -5,7 +5,7 @@ use crate::error::ProbeError;
 use crate::features::Feature;
 use crate::hook::{Hook, raw_tp, tp_btf};
 use crate::maps::Table;
-use crate::probe::{Collector, EventDef, InFlight, Priority, Probe};
+use crate::probe::{Collector, EventDef, InFlight, Priority, Probe, Want};
 use crate::probes::{abi, bpf_object};
 use crate::record::{Decoded, Header, Names, comm, known, view};
 use kpulse_common::container::Identities;
@@ -28,7 +28,7 @@ const SWITCHES: MetricDef = MetricDef::counter(
 );
 const UNMEASURED: MetricDef = MetricDef::counter(
     "kpulse_runqueue_latency_unmeasured_total",
-    "Waits that are missing in histogram and switches (displaced) or counted in the container ~other (table_full).",
+    "Waits that are no switches, and lack what they waited at another CPU (displaced), or count in ~other (table_full).",
     &[Label::Named("reason")],
 );
 
@@ -36,23 +36,25 @@ const UNMEASURED: MetricDef = MetricDef::counter(
 pub const PROBE: Probe = Probe {
     name: "runqueue_latency",
     object: bpf_object!("runqueue_latency"),
-    needs: &[Feature::RingBuffer],
+    needs: &[Feature::RingBuffer, Feature::WaitAccount],
     hooks: &[
+        Hook::any(
+            "sched_switch",
+            &[tp_btf("sched_switch", "sched_switch"), raw_tp("sched_switch_raw", "sched_switch")],
+        ),
         Hook::any(
             "sched_wakeup",
             &[tp_btf("sched_wakeup", "sched_wakeup"), raw_tp("sched_wakeup_raw", "sched_wakeup")],
-        ),
+        )
+        .only(Want::Events),
         Hook::any(
             "sched_wakeup_new",
             &[
                 tp_btf("sched_wakeup_new", "sched_wakeup_new"),
                 raw_tp("sched_wakeup_new_raw", "sched_wakeup_new"),
             ],
-        ),
-        Hook::any(
-            "sched_switch",
-            &[tp_btf("sched_switch", "sched_switch"), raw_tp("sched_switch_raw", "sched_switch")],
-        ),
+        )
+        .only(Want::Events),
     ],
     controller: "cpu",
     sized_by_containers: &[("accounts", 1)],
@@ -73,7 +75,7 @@ pub const PROBE: Probe = Probe {
         let containers = ByContainer::new(kernel.hierarchy);
         Ok(Box::new(Reader { accounts, losses: maps.table("losses")?, containers }))
     }),
-    in_flight: &[InFlight::all("runnable")],
+    in_flight: &[InFlight::all("waited")],
     priority: Priority::High,
     ..Probe::EMPTY
 };

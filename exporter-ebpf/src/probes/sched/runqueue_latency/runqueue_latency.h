@@ -5,9 +5,9 @@
 #include "histogram.h"
 #include "record.h"
 
-/* Low bits of a pid that index `runnable`, and how many bits a pid has above them (the kernel's limit is 2^22). */
-#define RUNNABLE_INDEX_BITS 16
-#define RUNNABLE_PID_BITS 6
+/* Low bits of a pid that index `waited`, and how many bits a pid has above them (the kernel's limit is 2^22). */
+#define PID_INDEX_BITS 16
+#define PID_TAG_BITS 6
 
 /* Waits of one cgroup, and how its tasks had lost the CPU before; a new task had none. */
 struct runqueue_latency_account {
@@ -17,9 +17,9 @@ struct runqueue_latency_account {
 };
 _Static_assert(sizeof(struct runqueue_latency_account) == 240, "Rust reads this layout");
 
-/* What the scheduler did that could not be measured, one counter each. */
+/* What the scheduler did that could not be measured in full, one counter each. */
 struct runqueue_latency_value {
-	__u64 displaced; /* another task's pid shares the index and took the entry */
+	__u64 displaced; /* another task's pid shares the index and had taken the entry */
 	__u64 table_full; /* counted in cgroup 0, since the map has no room */
 };
 _Static_assert(sizeof(struct runqueue_latency_value) == 16, "Rust reads this layout");
