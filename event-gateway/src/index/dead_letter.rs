@@ -45,7 +45,7 @@ impl DeadLetters {
     /// Kafka need not be there.
     pub fn new(config: &KafkaConfig, counts: Arc<Counts>) -> Result<Self> {
         let producer =
-            config.client(Role::Producer)?.create_with_context(Health::default()).map_err(refused)?;
+            config.client(Role::Producer)?.create_with_context(Health::quiet()).map_err(refused)?;
         Ok(Self { producer, topic: config.dead_letter_topic.clone(), origin: config.topic.clone(), counts })
     }
 

@@ -15,6 +15,11 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// A lasting error is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What helps who is not let in.
+const WHO: &str = "elasticsearch.api_key_file, or username and password_file, must be what it knows";
+const MAY: &str = "who logs in needs the privileges create_doc and auto_configure for the data stream";
+const WHERE: &str = "elasticsearch.url must lead to Elasticsearch itself";
+
 /// What the reading thread is told.
 #[derive(Debug)]
 pub enum Report {
@@ -114,14 +119,20 @@ impl Delivery {
         match answer.status {
             200 => match judge(&answer.body, part.len()) {
                 Ok(outcomes) => Attempt::Judged(outcomes),
-                Err(error) => Attempt::Failed("wrong_answer", error.context(said("cannot be understood"))),
+                Err(error) => Attempt::Failed(
+                    "wrong_answer",
+                    anyhow!("{}: {error:#}; {WHERE}", said("cannot be understood")),
+                ),
             },
             413 => Attempt::TooLarge,
             429 => Attempt::Failed("too_many_requests", said("has too much to do")),
-            401 | 403 => Attempt::Failed("forbidden", said("does not let us in")),
+            401 => Attempt::Failed("forbidden", anyhow!("{}; {WHO}", said("does not know us"))),
+            403 => Attempt::Failed("forbidden", anyhow!("{}; {MAY}", said("does not let us in"))),
             500.. => Attempt::Failed("server_error", said("cannot")),
             // Of the whole request: the address or a proxy is wrong, not an event.
-            _ => Attempt::Failed("wrong_answer", said("does not know a bulk request")),
+            _ => {
+                Attempt::Failed("wrong_answer", anyhow!("{}; {WHERE}", said("does not know a bulk request")))
+            }
         }
     }
 

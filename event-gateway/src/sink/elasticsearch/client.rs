@@ -12,6 +12,7 @@ use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 /// Longest answer: that of a bulk has some 50 bytes for each event, and more for each that is refused.
@@ -20,6 +21,7 @@ const ANSWER_MAX: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for its next request.
 const IDLE: Duration = Duration::from_secs(30);
+const NO_TLS: &str = "it seems to speak no TLS there: elasticsearch.url may have to begin with http://";
 /// Longest part of an answer in an error.
 const SHOWN: usize = 300;
 
@@ -47,9 +49,15 @@ impl Answer {
         serde_json::from_slice(&self.body).with_context(|| format!("the answer is no JSON: {}", self.shown()))
     }
 
-    /// The beginning of the body, for an error.
+    /// Its own reason, or else the beginning of the body, for an error.
     pub fn shown(&self) -> String {
-        let text = String::from_utf8_lossy(&self.body);
+        let json: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let of_error = |name: &str| json["error"][name].as_str();
+        let text = match (of_error("reason"), of_error("additional_unsuccessful_credentials")) {
+            (Some(reason), Some(more)) => format!("{reason}; {more}").into(),
+            (Some(reason), None) => reason.into(),
+            (None, _) => String::from_utf8_lossy(&self.body),
+        };
         let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
         match line.char_indices().nth(SHOWN) {
             Some((end, _)) => format!("{}…", &line[..end]),
@@ -96,10 +104,19 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer> {
-        let response = self.http.request(request).await.map_err(|error| anyhow!(causes(&error)))?;
+        let response = self.http.request(request).await.map_err(|error| self.told(&error))?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
-        Ok(Answer { status, body: body.map_err(|error| anyhow!(causes(&*error)))?.to_bytes() })
+        Ok(Answer { status, body: body.map_err(|error| self.told(&*error))?.to_bytes() })
+    }
+
+    /// Why there was no answer, and what may help.
+    fn told(&self, error: &(dyn Error + 'static)) -> anyhow::Error {
+        let causes = causes(error);
+        match help(error, self.base.starts_with("https:")) {
+            Some(help) => anyhow!("{causes}; {help}"),
+            None => anyhow!(causes),
+        }
     }
 
     /// A request whose body is JSON.
@@ -114,6 +131,56 @@ impl Client {
             "/{data_stream}/_bulk?filter_path=items.*.status,items.*.error.type,items.*.error.reason,items.*.error.caused_by.reason"
         );
         self.request(Method::POST, &path, "application/x-ndjson", body).await
+    }
+}
+
+/// What TLS or the network itself found; what passes it on wraps it, even twice.
+fn innermost<'e>(cause: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match wrapped {
+        Some(error) if error.is::<io::Error>() || error.is::<rustls::Error>() => innermost(error),
+        _ => cause,
+    }
+}
+
+/// What of the configuration, or of the other side, is likely to be wrong.
+fn help(error: &(dyn Error + 'static), is_https: bool) -> Option<&'static str> {
+    let is_cut_off = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    let is_no_http = |error: &hyper::Error| error.is_incomplete_message() || error.is_parse();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let inner = innermost(cause);
+        if let Some(help) = inner.downcast_ref().and_then(help_of_tls) {
+            return Some(help);
+        }
+        if is_https && inner.downcast_ref().is_some_and(is_cut_off) {
+            return Some(NO_TLS);
+        }
+        if !is_https && cause.downcast_ref().is_some_and(is_no_http) {
+            return Some("it may speak TLS there: elasticsearch.url may have to begin with https://");
+        }
+        next = cause.source();
+    }
+    None
+}
+
+fn help_of_tls(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::{CertificateError as Bad, Error};
+    match error {
+        Error::InvalidCertificate(Bad::UnknownIssuer) => {
+            Some("elasticsearch.ca_file must hold the authority that signed it")
+        }
+        Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
+            Some("elasticsearch.url must have a name that is in it")
+        }
+        Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
+            Some("Elasticsearch needs a renewed one, unless the clock of this machine is wrong")
+        }
+        Error::AlertReceived(_) => Some(
+            "elasticsearch.certificate_file and key_file must be what Elasticsearch accepts as a client's",
+        ),
+        Error::InvalidMessage(_) => Some(NO_TLS),
+        _ => None,
     }
 }
 

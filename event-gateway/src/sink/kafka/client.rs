@@ -13,7 +13,10 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a client is up to at present.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<State>);
+pub struct Health {
+    state: Mutex<State>,
+    is_quiet: bool,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -24,6 +27,11 @@ struct State {
 }
 
 impl Health {
+    /// Of a second client with the same settings: the first one logs what is wrong with them.
+    pub fn quiet() -> Self {
+        Self { is_quiet: true, ..Self::default() }
+    }
+
     /// Why Kafka cannot be used at present.
     pub fn last_error(&self) -> Option<String> {
         self.lock().error.clone()
@@ -36,7 +44,12 @@ impl Health {
 
     fn note(&self, what: String, is_away: bool) {
         let mut state = self.lock();
-        if state.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+        let what = match &state.error {
+            // That says less than what came before it.
+            Some(before) if state.is_away && what.contains("brokers are down") => before.clone(),
+            _ => what,
+        };
+        if !self.is_quiet && state.logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             state.logged_at = Some(Instant::now());
             tracing::error!("Kafka cannot be used: {what}; it is tried again");
         }
@@ -49,7 +62,9 @@ impl Health {
         let mut state = self.lock();
         if state.error.take().is_some() {
             state.logged_at = None;
-            tracing::info!("Kafka can be used again");
+            if !self.is_quiet {
+                tracing::info!("Kafka can be used again");
+            }
         }
     }
 
@@ -62,7 +77,7 @@ impl Health {
 
     /// All fields are set together, so a poisoned lock is still good.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,14 +92,42 @@ impl ClientContext for Health {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        const AWAY: [RDKafkaErrorCode; 3] = [
+        const AWAY: [RDKafkaErrorCode; 5] = [
             RDKafkaErrorCode::AllBrokersDown,
             RDKafkaErrorCode::BrokerTransportFailure,
             RDKafkaErrorCode::Resolve,
+            RDKafkaErrorCode::SSL,
+            RDKafkaErrorCode::Authentication,
         ];
         let code = error.rdkafka_error_code();
-        let what = format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default());
+        let mut what = format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default());
+        if let Some(help) = code.and_then(|code| help(code, reason)) {
+            what = format!("{what}; {help}");
+        }
         self.note(what, code.is_some_and(|code| AWAY.contains(&code)));
+    }
+}
+
+/// What of the configuration is likely to be wrong.
+fn help(code: RDKafkaErrorCode, reason: &str) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::Authentication => {
+            Some("kafka.properties sasl.mechanism, sasl.username and sasl.password must be what Kafka knows")
+        }
+        // Only by these words of OpenSSL can it be told.
+        _ if reason.contains(" alert ") => Some(
+            "kafka.properties ssl.certificate.location and ssl.key.location must be what Kafka accepts as a client's",
+        ),
+        Code::SSL if reason.contains("certificate verify failed") => Some(
+            "the broker's certificate must not have expired, must hold for the name in kafka.brokers, and must be signed by \
+             the authority in kafka.properties ssl.ca.location",
+        ),
+        Code::Resolve => Some("kafka.brokers must have names that can be resolved here"),
+        Code::SSL | Code::BrokerTransportFailure | Code::AllBrokersDown => {
+            Some("kafka.brokers and kafka.properties security.protocol must be those of a listener of Kafka")
+        }
+        _ => None,
     }
 }
 
@@ -105,11 +148,24 @@ mod tests {
         let health = Health::default();
         health.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         health.statistics(&seen("CONNECT"));
-        assert_eq!(health.last_error().as_deref(), Some("1/1 brokers are down (AllBrokersDown)"));
+        assert!(
+            health.last_error().unwrap().starts_with("1/1 brokers are down (AllBrokersDown); kafka.brokers ")
+        );
         health.statistics(&seen("UP"));
         assert_eq!(health.last_error(), None);
         health.error(KafkaError::Global(RDKafkaErrorCode::TopicAuthorizationFailed), "not allowed");
         health.statistics(&seen("UP"));
         assert!(health.last_error().is_some(), "a connection alone allows nothing");
+    }
+
+    #[test]
+    fn what_was_wrong_is_not_hidden_by_what_follows_from_it() {
+        let health = Health::default();
+        health.error(KafkaError::Global(RDKafkaErrorCode::Authentication), "invalid credentials");
+        health.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
+        let error = health.last_error().unwrap();
+        assert!(error.contains("invalid credentials") && error.contains("sasl.password"), "{error}");
+        health.statistics(&seen("UP"));
+        assert_eq!(health.last_error(), None);
     }
 }

@@ -280,7 +280,10 @@ impl<'p> Sending<'p> {
             }
             // Of this event alone, and for ever.
             Some(code @ (Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord)) => {
-                tracing::error!("Kafka refuses an event, which is lost: {code}");
+                tracing::error!(
+                    "Kafka refuses an event, which is lost: {code}; kafka.properties message.max.bytes and the topic's \
+                     max.message.bytes bound its size"
+                );
                 self.its.spool.count_dropped([("kafka_refused", 1)]);
             }
             Some(code) => {
