@@ -4,6 +4,8 @@
 mod consumers;
 mod faults;
 mod pair;
+mod secured;
+mod security;
 
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::services::{Kind, Server};

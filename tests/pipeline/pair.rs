@@ -69,19 +69,52 @@ pub fn folder() -> PathBuf {
 pub struct Way {
     pub name: String,
     pub state: tempfile::TempDir,
-    brokers: String,
-    url: String,
+    pub access: Access,
+}
+
+/// How both services are reached.
+#[derive(Clone, Default)]
+pub struct Access {
+    pub brokers: String,
+    pub url: String,
+    /// librdkafka's settings.
+    pub properties: Vec<(&'static str, String)>,
+    /// Variables of the gateway's `elasticsearch` block.
+    pub elasticsearch: Vec<(&'static str, String)>,
+    /// What curl needs besides.
+    pub curl: Vec<String>,
+}
+
+impl Access {
+    /// To services that ask for nothing.
+    pub fn open(kafka: &Server, search: &Server) -> Self {
+        let (brokers, url) = (kafka.address(), format!("http://{}", search.address()));
+        Self { brokers, url, ..Self::default() }
+    }
+
+    /// Makes a command of the gateway use it.
+    pub fn apply(&self, command: &mut Command) {
+        command.env("KPULSE_GATEWAY__KAFKA__BROKERS", &self.brokers);
+        command.env("KPULSE_GATEWAY__ELASTICSEARCH__URL", &self.url);
+        for (name, value) in &self.properties {
+            let name = name.replace('.', "_").to_uppercase();
+            command.env(format!("KPULSE_GATEWAY__KAFKA__PROPERTIES__{name}"), value);
+        }
+        for (name, value) in &self.elasticsearch {
+            command.env(format!("KPULSE_GATEWAY__ELASTICSEARCH__{name}"), value);
+        }
+    }
 }
 
 impl Way {
     /// Topics and templates of their own in these services.
     pub fn new(name: &str, kafka: &Server, search: &Server) -> Self {
-        let way = Self {
-            name: name.to_owned(),
-            state: tempfile::tempdir().unwrap(),
-            brokers: kafka.address(),
-            url: format!("http://{}", search.address()),
-        };
+        Self::with(name, Access::open(kafka, search))
+    }
+
+    /// The same in services that may ask who comes.
+    pub fn with(name: &str, access: Access) -> Self {
+        let way = Self { name: name.to_owned(), state: tempfile::tempdir().unwrap(), access };
         let ended = run(&mut way.command("setup"));
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         way
@@ -92,10 +125,14 @@ impl Way {
     }
 
     pub fn command(&self, subcommand: &str) -> Command {
+        self.command_with(&self.access, subcommand)
+    }
+
+    /// The same with another access to the services, as far as that says one.
+    pub fn command_with(&self, access: &Access, subcommand: &str) -> Command {
         let mut command = gateway(binary("kpulse-event-gateway"), self.state.path(), subcommand);
         for (key, value) in [
-            ("KAFKA__BROKERS", self.brokers.as_str()),
-            ("KAFKA__TOPIC", &self.name),
+            ("KAFKA__TOPIC", self.name.as_str()),
             ("KAFKA__DEAD_LETTER_TOPIC", &format!("{}-dead", self.name)),
             ("KAFKA__PROFILES_TOPIC", &format!("{}-profiles", self.name)),
             ("KAFKA__CAMERA_TOPIC", &format!("{}-camera", self.name)),
@@ -103,11 +140,11 @@ impl Way {
             ("KAFKA__PARTITIONS", &PARTITIONS.to_string()),
             ("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "6000"),
             ("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "500"),
-            ("ELASTICSEARCH__URL", &self.url),
             ("ELASTICSEARCH__DATA_STREAM", &self.data_stream()),
         ] {
             command.env(format!("KPULSE_GATEWAY__{key}"), value);
         }
+        access.apply(&mut command);
         command
     }
 
@@ -170,7 +207,11 @@ impl Way {
 
     fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", &self.brokers).set("group.id", "none");
+        client.set("bootstrap.servers", &self.access.brokers).set("group.id", "none");
+        client.set("message.max.bytes", "8388608");
+        for (name, value) in &self.access.properties {
+            client.set(*name, value);
+        }
         client
     }
 
@@ -210,7 +251,7 @@ impl Way {
     /// One request to the cluster, with its answer.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let mut curl = command("curl");
-        curl.args(["-sS", "-X", method, &format!("{}/{path}", self.url)]);
+        curl.args(["-sS", "-X", method, &format!("{}/{path}", self.access.url)]).args(&self.access.curl);
         if let Some(body) = body {
             curl.args(["-H", "content-type: application/json", "--data-binary", &body.to_string()]);
         }

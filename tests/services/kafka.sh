@@ -2,7 +2,8 @@
 # Apache Kafka, one node that is broker and controller. Becomes the server, until it is killed.
 #   kafka.sh FOLDER PORT CONTROLLER_PORT [SETTING=VALUE]...
 #   kafka.sh install
-# FOLDER keeps the data; a second start in it goes on where the first one ended.
+# FOLDER keeps the data; a second start in it goes on where the first one ended. A setting user=NAME:PASSWORD is a user who
+# may log in by SCRAM-SHA-512 where other settings ask for that.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
@@ -41,11 +42,20 @@ cat >"$folder/server.properties" <<-END
 	log.index.size.max.bytes=1048576
 	auto.create.topics.enable=false
 END
-printf '%s\n' "$@" >>"$folder/server.properties"
+users=()
+for setting in "$@"; do
+	case $setting in
+	user=*)
+		user=${setting#user=}
+		users+=(--add-scram "SCRAM-SHA-512=[name=${user%%:*},password=${user#*:}]")
+		;;
+	*) echo "$setting" >>"$folder/server.properties" ;;
+	esac
+done
 
 if [ ! -f "$folder/logs/meta.properties" ]; then
 	java -Xmx64m -XX:TieredStopAtLevel=1 -cp "$INSTALLED/lib/*" -Dorg.slf4j.simpleLogger.defaultLogLevel=error \
-		kafka.tools.StorageTool format -t kpulsekpulsekpulsekpuA -c "$folder/server.properties" >&2
+		kafka.tools.StorageTool format -t kpulsekpulsekpulsekpuA -c "$folder/server.properties" "${users[@]}" >&2
 fi
 jvm 256m -Dorg.slf4j.simpleLogger.defaultLogLevel=error -Dorg.slf4j.simpleLogger.log.kafka.server=info \
 	-cp "$INSTALLED/lib/*" kafka.Kafka "$folder/server.properties"

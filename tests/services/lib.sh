@@ -8,8 +8,16 @@ SERVICES=$CACHE/services
 
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
-# dependency GROUP ARTIFACT VERSION: as a pom has it.
-dependency() { printf '<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>' "$@"; }
+# dependency GROUP ARTIFACT VERSION [GROUP[:ARTIFACT]]...: as a pom has it, without what it needs of the groups behind.
+dependency() {
+	printf '<dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version><exclusions>' "${@:1:3}"
+	local without
+	for without in "${@:4}"; do
+		case $without in *:*) ;; *) without=$without:'*' ;; esac
+		printf '<exclusion><groupId>%s</groupId><artifactId>%s</artifactId></exclusion>' "${without%:*}" "${without#*:}"
+	done
+	printf '</exclusions></dependency>'
+}
 
 # jars FOLDER DEPENDENCIES: FOLDER/lib gets the jars of these dependencies, once, whoever asks first.
 jars() {

@@ -3,7 +3,7 @@
 
 use crate::process::{Service, command};
 use crate::{http, within};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -76,9 +76,13 @@ pub struct Server {
 impl Server {
     /// Starts one with its data in a folder, and more settings as `name=value`.
     pub fn start(kind: Kind, folder: &Path, settings: &[&str]) -> Self {
+        Self::start_at(free_ports(), kind, folder, settings)
+    }
+
+    /// The same at these ports, which the settings may name.
+    pub fn start_at(ports: [u16; 2], kind: Kind, folder: &Path, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let mut server =
-            Self { kind, folder: folder.to_owned(), ports: free_ports(), settings, process: None };
+        let mut server = Self { kind, folder: folder.to_owned(), ports, settings, process: None };
         server.resume();
         server
     }
@@ -98,6 +102,10 @@ impl Server {
     fn is_ready(&self, service: &Service) -> bool {
         if self.kind == Kind::Kafka {
             return service.stderr().contains("Kafka Server started");
+        }
+        // Whoever asks for a name and a certificate listens only when it is ready.
+        if self.settings.iter().any(|setting| setting == "xpack.security.enabled=true") {
+            return TcpStream::connect(self.address()).is_ok();
         }
         let health = "/_cluster/health?wait_for_status=yellow&timeout=1s";
         http::request(&self.address(), "GET", health, "").is_ok_and(|answer| answer.status == 200)
@@ -130,8 +138,8 @@ impl Server {
 }
 
 /// Ports that nobody listens at; nothing keeps them until the service does.
-fn free_ports() -> [u16; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
