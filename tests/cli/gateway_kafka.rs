@@ -40,6 +40,7 @@ fn a_kafka_or_elasticsearch_that_cannot_be_used_is_one_sentence_and_code_2() {
         ("index", &[("ELASTICSEARCH__URL", "http://127.0.0.1:1")], &["no Kafka"]),
         ("setup", &[], &["nothing to set up", "kafka.brokers"]),
         ("replay-dead-letters", &[], &["no Kafka"]),
+        ("index", &[AWAY, ("KAFKA__TOPIC", "")], &["kafka.topic", "\"\""]),
         ("forward", &[AWAY, ("KAFKA__TOPIC", "a b")], &["kafka.topic", "\"a b\""]),
         ("forward", &[AWAY, ("KAFKA__PROPERTIES__ACKS", "0")], &["kafka.properties.acks", "cannot be set"]),
         (

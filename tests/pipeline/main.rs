@@ -1,6 +1,7 @@
 //! Events through the real Kafka into the real Elasticsearch and OpenSearch, while each of them fails in each way.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
+mod bad_input;
 mod consumers;
 mod faults;
 mod pair;
