@@ -4,6 +4,7 @@
 //! that the ring thread reads; the rest is counted here, where it happens.
 
 use crate::enrich::ProcessCounts;
+use crate::spool::losses;
 use kpulse_common::metric::{HISTOGRAM_BOUNDS, Histogram, histogram_bound};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -86,11 +87,14 @@ impl Tally {
         reason: &'static str,
         documents: impl IntoIterator<Item = &'a crate::spool::Document>,
     ) {
+        let mut lost = 0;
         self.update(|counts| {
             for document in documents {
                 *counts.probes.entry(document.probe).or_default().lost_here.entry(reason).or_default() += 1;
+                lost += 1;
             }
         });
+        losses::note(reason, lost);
     }
 
     /// Each update leaves the counts usable, so a poisoned lock is still good.

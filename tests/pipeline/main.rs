@@ -155,6 +155,45 @@ fn what_happened_while_kafka_was_away_is_sent_after_a_kill_and_a_start() {
 }
 
 #[test]
+fn what_the_spool_had_to_drop_is_told_by_an_event() {
+    if !is_root() {
+        return skip("what_the_spool_had_to_drop", "the kernel's events need root");
+    }
+    let mut pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("what_the_spool_had_to_drop", &why),
+    };
+    let way = Way::new("dropped", &pair.kafka, &pair.elasticsearch);
+    pair.kafka.kill();
+    let spool = |command: &mut std::process::Command, bytes: u64| {
+        Service::start(command.env("KPULSE_GATEWAY__OUTPUT__SPOOL__MAX_BYTES", bytes.to_string()))
+    };
+    // A file fills half of what there is.
+    let mut filling = spool(&mut way.forward(&way.events(20_000)), 6 << 20);
+    let log = way.state.path().join("spool.db-wal");
+    within(LONG, "a spool", || (std::fs::metadata(&log).ok()?.len() > 3 << 20).then_some(()));
+    assert_eq!(filling.stop(), Some(0));
+    let forward = spool(&mut way.command("forward"), 1 << 20);
+    let told = "kpulse_events_stored_total{probe=\"events_lost\"}";
+    within(LONG, "the event", || (metric(&forward, told) == 1).then_some(()));
+    pair.kafka.resume();
+    let _index = way.index();
+    let query = json!({"query": {"term": {"event.action": "events_lost"}}});
+    let found = within(LONG, "its document", || {
+        way.count();
+        let answer = way.ask("POST", &format!("{}/_search", way.data_stream()), Some(&query));
+        answer["hits"]["hits"].get(0).cloned()
+    });
+    let body = &found["_source"]["kpulse"]["events_lost"];
+    // What the kernel tells meanwhile may be lost as well.
+    let lost = metric(&forward, "kpulse_disk_spool_lost_total{reason=\"spool_size\"}");
+    assert!(
+        body["reason"] == "spool_size" && (1_000..=lost).contains(&body["events"].as_u64().unwrap()),
+        "{body}"
+    );
+}
+
+#[test]
 fn opensearch_takes_the_same_templates_and_events() {
     let pair = match pair() {
         Ok(pair) => pair,

@@ -4,6 +4,7 @@
 //! give way, and the caller counts them.
 
 pub mod disk;
+pub mod losses;
 
 use crate::keys::Keys;
 use std::collections::VecDeque;

@@ -2,6 +2,7 @@
 //! thresholds, rate limit, counts and documents with those of BPF.
 
 mod cpu_throttled;
+mod events_lost;
 mod filesystem_error;
 mod filesystem_readonly;
 mod limit;
@@ -32,6 +33,7 @@ pub const ALL: &[Watch] = &[
     filesystem_error::WATCH,
     filesystem_readonly::WATCH,
     listen_overflow::WATCH,
+    events_lost::WATCH,
 ];
 
 /// One kind of event and where it comes from.

@@ -10,7 +10,7 @@ mod tables;
 
 pub use record::Record;
 
-use super::Document;
+use super::{Document, losses};
 use crate::sink::{Expired, Sink, SinkError};
 use anyhow::{Context, Result, anyhow};
 use record::{decode, encode};
@@ -232,6 +232,7 @@ impl DiskSpool {
         let before: u64 = state.dropped.values().sum();
         for (reason, events) in dropped.into_iter().filter(|(_, events)| *events > 0) {
             *state.dropped.entry(reason).or_default() += events;
+            losses::note(reason, events);
         }
         if state.dropped.values().sum::<u64>() == before {
             return;
