@@ -10,9 +10,10 @@ use kpulse_tests::process::Service;
 use kpulse_tests::{skip, until, within};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const EVENTS: u64 = 100_000;
 const KILLS: u64 = 5;
@@ -172,6 +173,60 @@ fn members_that_come_and_go_leave_no_gap_and_no_double() {
         ends(&mut forward);
     }
     all_are_there_once(&way, EVENTS);
+}
+
+/// Writes events into a pipe over this time, and ends it.
+fn write_over(period: Duration, pipe: std::path::PathBuf, events: usize) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut file = std::fs::OpenOptions::new().write(true).open(pipe).unwrap();
+        let start = Instant::now();
+        for number in 0..events {
+            let due = period.mul_f64(number as f64 / events as f64);
+            if number % 100 == 0 {
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            writeln!(file, "{}", mixed(number)).unwrap();
+        }
+    })
+}
+
+#[test]
+fn a_member_that_leaves_and_one_that_joins_every_two_seconds_leave_no_gap_and_no_double() {
+    const TICK: Duration = Duration::from_secs(2);
+    const ROUNDS: u32 = 8;
+    const EVENTS: usize = 10_000;
+    let pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("a_member_that_leaves", &why),
+    };
+    let way = Way::new("clock", &pair.kafka, &pair.elasticsearch);
+    let pipe = way.state.path().join("pipe");
+    let path = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+    // SAFETY: the path is a string that ends with a zero and lives longer than the call.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    let mut forward = Service::start(&mut way.forward(&pipe));
+    let writer = write_over(TICK * ROUNDS, pipe, EVENTS);
+    let start = || Service::start(&mut way.command("index"));
+    let (mut members, mut left) = ([start(), start(), start()], Vec::new());
+    let began = Instant::now();
+    for round in 1..=ROUNDS {
+        std::thread::sleep((TICK * round).saturating_sub(began.elapsed()));
+        // One in four dies without a word; nobody is waited for.
+        let is_killed = round % 4 == 0;
+        let leaves = std::mem::replace(&mut members[round as usize % 3], start());
+        leaves.until_it_catches(libc::SIGTERM);
+        leaves.signal(if is_killed { libc::SIGKILL } else { libc::SIGTERM });
+        left.push((leaves, is_killed));
+    }
+    writer.join().unwrap();
+    ends(&mut forward);
+    all_are_there_once(&way, EVENTS);
+    for (mut member, is_killed) in left {
+        let code = member.wait().code();
+        assert!(is_killed || code == Some(0), "{code:?}: {}", member.stderr());
+    }
+    let had_a_share = |member: &Service| member.stderr().contains("partitions are ours");
+    assert!(members.iter().any(had_a_share));
 }
 
 #[test]
