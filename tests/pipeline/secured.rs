@@ -111,7 +111,7 @@ impl Secured {
             kafka_plain: format!("127.0.0.1:{controller}"),
             elasticsearch,
         };
-        let role = json!({"cluster": [], "indices": [{"names": ["logs-kpulse.*"], "privileges": ["create_doc", "auto_configure"]}]});
+        let role = json!({"cluster": ["manage_index_templates"], "indices": [{"names": ["logs-kpulse.*"], "privileges": ["create_doc", "auto_configure"]}]});
         secured.ask("PUT", "_security/role/kpulse", &role);
         secured.set_password(password);
         secured

@@ -118,6 +118,12 @@ fn whoever_has_a_password_a_certificate_or_a_key_delivers() {
         of_file(&mut command);
         let ended = run(command.args(&subcommand[1..]));
         keeps_secrets(&format!("{}{}", ended.stdout, ended.stderr));
+        // Whether each probe works here is not the question.
+        assert!(
+            subcommand == ["check"] || ended.stdout.matches(" is there already").count() == 10,
+            "{}",
+            ended.stderr
+        );
     }
 }
 
