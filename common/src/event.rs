@@ -7,6 +7,7 @@ use crate::clock::rfc3339;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use uuid::{NoContext, Timestamp, Uuid};
@@ -17,58 +18,60 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub const ECS_VERSION: &str = "8.17";
 
 /// One event: a decoded, enriched fact.
+// `T` is how its texts are kept, `B` the fields of its probe: what is only looked at need not be copied.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Event {
+#[serde(bound(deserialize = "T: Deserialize<'de> + Default + Ord + Borrow<str>, B: Deserialize<'de>"))]
+pub struct Event<T = String, B = Map<String, Value>> {
     /// When it happened, RFC 3339 in UTC with nanoseconds.
     #[serde(rename = "@timestamp")]
     #[schemars(extend("x-elasticsearch" = {"type": "date_nanos"}))]
-    pub timestamp: String,
+    pub timestamp: T,
     /// The schema whose names are used.
-    pub ecs: Ecs,
+    pub ecs: Ecs<T>,
     /// What kind of fact it is.
-    pub event: EventFields,
+    pub event: EventFields<T>,
     /// The host it happened on.
-    pub host: Host,
+    pub host: Host<T>,
     /// The process that it is about, where one can be named.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub process: Option<Process>,
+    pub process: Option<Process<T>>,
     /// The container of that process.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<Container>,
+    pub container: Option<Container<T>>,
     /// What runs the containers of this host.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub orchestrator: Option<Orchestrator>,
+    pub orchestrator: Option<Orchestrator<T>>,
     /// The pod of that container.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kubernetes: Option<Kubernetes>,
+    pub kubernetes: Option<Kubernetes<T>>,
     /// Labels of the configuration.
     #[schemars(extend("x-elasticsearch" = {"type": "object", "dynamic": true}))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<T, T>,
     /// What the probe measured.
-    pub kpulse: Kpulse,
+    pub kpulse: Kpulse<T, B>,
 }
 
 /// The schema whose names are used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Ecs {
+pub struct Ecs<T = String> {
     /// Version of the Elastic Common Schema.
-    pub version: String,
+    pub version: T,
 }
 
 /// What kind of fact it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct EventFields {
+pub struct EventFields<T = String> {
     /// UUIDv7 made once from the event's own time: a replay anywhere collapses into the same document.
-    pub id: String,
+    pub id: T,
     /// Always `event`.
-    pub kind: String,
+    pub kind: T,
     /// Always `kpulse`.
-    pub module: String,
+    pub module: T,
     /// Always `kpulse.events`.
-    pub dataset: String,
+    pub dataset: T,
     /// Kind of the event: `packet_drop`, `runqueue_delay`; also the name of its object below `kpulse`.
-    pub action: String,
+    pub action: T,
     /// How long it took, in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<u64>,
@@ -76,129 +79,129 @@ pub struct EventFields {
 
 /// The host it happened on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Host {
+pub struct Host<T = String> {
     /// Host name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<T>,
     /// Machine id.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    pub id: Option<T>,
     /// Operating system.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub os: Option<Os>,
+    pub os: Option<Os<T>>,
 }
 
 /// Operating system.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Os {
+pub struct Os<T = String> {
     /// Kernel release.
-    pub kernel: String,
+    pub kernel: T,
 }
 
 /// A process and the thread in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Process {
+pub struct Process<T = String> {
     /// Process id in the host's pid namespace.
     pub pid: u32,
     /// Name of the process: the name of its first thread.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<T>,
     /// Path of the executable, as the process sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub executable: Option<String>,
+    pub executable: Option<T>,
     /// Command line, arguments joined by blanks.
     #[schemars(extend("x-elasticsearch" = {"type": "keyword", "ignore_above": 1024, "fields": {"text": {"type": "text"}}}))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub command_line: Option<String>,
+    pub command_line: Option<T>,
     /// The thread.
-    pub thread: Thread,
+    pub thread: Thread<T>,
 }
 
 /// A thread.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Thread {
+pub struct Thread<T = String> {
     /// Thread id in the host's pid namespace.
     pub id: u32,
     /// Name of the thread.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<T>,
 }
 
 /// A container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Container {
+pub struct Container<T = String> {
     /// Container id as the runtime prints it.
-    pub id: String,
+    pub id: T,
     /// Name of the container.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<T>,
     /// `docker`, `containerd`, `cri-o`, `podman`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub runtime: Option<String>,
+    pub runtime: Option<T>,
     /// Its image.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<Named>,
+    pub image: Option<Named<T>>,
 }
 
 /// What runs the containers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Orchestrator {
+pub struct Orchestrator<T = String> {
     /// `kubernetes`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: T,
     /// Namespace of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
+    pub namespace: Option<T>,
     /// The cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<Named>,
+    pub cluster: Option<Named<T>>,
 }
 
 /// Names inside Kubernetes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Kubernetes {
+pub struct Kubernetes<T = String> {
     /// The pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pod: Option<Pod>,
+    pub pod: Option<Pod<T>>,
     /// The container within the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub container: Option<Named>,
+    pub container: Option<Named<T>>,
     /// The node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<Named>,
+    pub node: Option<Named<T>>,
 }
 
 /// A pod.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Pod {
+pub struct Pod<T = String> {
     /// Name of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<T>,
     /// Uid of the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
+    pub uid: Option<T>,
 }
 
 /// Something that has a name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Named {
+pub struct Named<T = String> {
     /// The name.
-    pub name: String,
+    pub name: T,
 }
 
 /// What the probe measured.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
-pub struct Kpulse {
+pub struct Kpulse<T = String, B = Map<String, Value>> {
     /// Version of this document.
     pub schema: u32,
     /// The probe that told it.
-    pub probe: String,
+    pub probe: T,
     /// The CPU it happened on, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u32>,
     /// The cgroup of the task, where the kernel could tell it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<Cgroup>,
+    pub cgroup: Option<Cgroup<T>>,
     /// The measured duration in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_ns: Option<u64>,
@@ -209,22 +212,22 @@ pub struct Kpulse {
     pub suppressed: u64,
     /// Call stacks, innermost frame first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stack: Option<Stack>,
+    pub stack: Option<Stack<T>>,
     /// The probe's own fields, under the kind of the event.
     #[serde(flatten)]
-    pub body: BTreeMap<String, Map<String, Value>>,
+    pub body: BTreeMap<T, B>,
 }
 
 /// A cgroup.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Cgroup {
+pub struct Cgroup<T = String> {
     /// Inode of its directory, unique within its hierarchy.
     pub id: u64,
     /// `unified`, or the controller of a v1 hierarchy.
-    pub hierarchy: String,
+    pub hierarchy: T,
     /// Path within the hierarchy.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
+    pub path: Option<T>,
 }
 
 /// Who had TCP connections through a network device.
@@ -243,16 +246,16 @@ pub struct Affected {
 
 /// Call stacks, innermost frame first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Stack {
+pub struct Stack<T = String> {
     /// Kernel frames.
     #[schemars(extend("x-elasticsearch" = {"type": "keyword", "index": false, "doc_values": false}))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kernel: Vec<String>,
+    pub kernel: Vec<T>,
     /// Frames of the program, where the kernel worked for it when the record was made: functions, or `[FILE+OFFSET]` where the
     /// file has no symbol there. Found by frame pointers: in code built without them only the first is sure.
     #[schemars(extend("x-elasticsearch" = {"type": "keyword", "index": false, "doc_values": false}))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub user: Vec<String>,
+    pub user: Vec<T>,
 }
 
 impl Event {
@@ -340,6 +343,7 @@ fn forbid_null(schema: &mut Value) {
 
 #[path = "event_decode.rs"]
 mod decode;
+pub use decode::{AnyObject, Text};
 #[cfg(test)]
 #[path = "event_tests.rs"]
 mod tests;

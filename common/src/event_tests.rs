@@ -44,6 +44,36 @@ fn the_documented_document_survives_a_round_trip() {
     assert_eq!(serde_json::to_value(&event).unwrap(), documented());
 }
 
+/// The place of each value in a document.
+fn places(value: &Value, place: String, found: &mut Vec<String>) {
+    let inner: Vec<_> = match value {
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(at, value)| (at.to_string(), value)).collect(),
+        _ => Vec::new(),
+    };
+    inner.into_iter().for_each(|(name, value)| places(value, format!("{place}/{name}"), found));
+    found.push(place);
+}
+
+#[test]
+fn an_event_that_is_only_looked_at_is_refused_where_one_that_is_kept_is() {
+    let mut found = Vec::new();
+    places(&documented(), String::new(), &mut found);
+    let mut refused = 0;
+    for place in &found {
+        for other in [json!(7), json!("\u{e9}\""), json!([7]), json!(["x"]), json!({"x": 7}), Value::Null] {
+            let mut document = documented();
+            *document.pointer_mut(place).unwrap() = other;
+            let text = document.to_string();
+            let kept = serde_json::from_str::<Event>(&text).ok().map(|event| event.event.id);
+            let seen = serde_json::from_str::<Event<Text<'_>, AnyObject>>(&text).ok();
+            refused += usize::from(kept.is_none());
+            assert_eq!(seen.map(|event| event.event.id.0.into_owned()), kept, "{text}");
+        }
+    }
+    assert!(refused > 2 * found.len(), "{refused} of {} places", found.len());
+}
+
 #[test]
 fn what_is_not_known_is_left_out() {
     let document = serde_json::to_value(smallest(SystemTime::UNIX_EPOCH)).unwrap();

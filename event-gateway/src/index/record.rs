@@ -2,7 +2,7 @@
 
 use crate::sink::elasticsearch::Decode;
 use crate::sink::kafka::Refusal;
-use kpulse_common::event::{Event, SCHEMA_VERSION};
+use kpulse_common::event::{AnyObject, Event, SCHEMA_VERSION, Text};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -45,10 +45,11 @@ struct Version {
 /// Looks at a record as closely as is wanted.
 pub fn parse(payload: Option<&[u8]>, decode: Decode) -> Result<Parsed<'_>, Refusal> {
     let payload = payload.ok_or_else(|| refusal("undecodable", "the record is empty".to_owned()))?;
+    let text = std::str::from_utf8(payload).map_err(|error| undecodable(&error))?;
     let (id, timestamp) = match decode {
-        Decode::Typed => typed(payload)?,
+        Decode::Typed => typed(text)?,
         Decode::Verbatim => {
-            let envelope = envelope(payload)?;
+            let envelope = envelope(text)?;
             (envelope.event.id, envelope.timestamp)
         }
     };
@@ -70,21 +71,19 @@ pub fn parse(payload: Option<&[u8]>, decode: Decode) -> Result<Parsed<'_>, Refus
 }
 
 /// Its id and its time, if every field is what it should be.
-fn typed(payload: &[u8]) -> Result<(Cow<'_, str>, Cow<'_, str>), Refusal> {
-    match serde_json::from_slice::<Event>(payload) {
-        Ok(event) if event.kpulse.schema == SCHEMA_VERSION => {
-            Ok((event.event.id.into(), event.timestamp.into()))
-        }
+fn typed(text: &str) -> Result<(Cow<'_, str>, Cow<'_, str>), Refusal> {
+    match serde_json::from_str::<Event<Text<'_>, AnyObject>>(text) {
+        Ok(event) if event.kpulse.schema == SCHEMA_VERSION => Ok((event.event.id.0, event.timestamp.0)),
         // Of another version nothing else can be said.
         outcome => {
-            envelope(payload)?;
+            envelope(text)?;
             Err(undecodable(&outcome.err().map(|error| error.to_string()).unwrap_or_default()))
         }
     }
 }
 
-fn envelope(payload: &[u8]) -> Result<Envelope<'_>, Refusal> {
-    let envelope: Envelope = serde_json::from_slice(payload).map_err(|error| undecodable(&error))?;
+fn envelope(text: &str) -> Result<Envelope<'_>, Refusal> {
+    let envelope: Envelope = serde_json::from_str(text).map_err(|error| undecodable(&error))?;
     if envelope.kpulse.schema == SCHEMA_VERSION {
         return Ok(envelope);
     }
@@ -137,7 +136,7 @@ mod tests {
         };
         for (payload, cause, word) in [
             (b"".to_vec(), "undecodable", "EOF"),
-            (b"\xff\x00".to_vec(), "undecodable", "expected"),
+            (b"\xff\x00".to_vec(), "undecodable", "utf-8"),
             (b"[]".to_vec(), "undecodable", "no event"),
             (changed("/kpulse/schema", 2.into()), "schema", "known is 1"),
             (changed("/event/id", "".into()), "undecodable", "event.id"),
