@@ -25,8 +25,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// How long a batch waits for more events.
 const LINGER: Duration = Duration::from_millis(200);
-/// Longest wait for a record, and for Elasticsearch before reading pauses.
+/// Longest wait for a record.
 const POLL: Duration = Duration::from_millis(100);
+/// Longest wait for Elasticsearch before reading pauses: what librdkafka has fetched by then is thrown away and fetched again.
+const PAUSE_AFTER: Duration = Duration::from_secs(1);
 /// Time between two commits.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long what is on its way may take once the process must end; the rest is read again by whoever comes next.
@@ -69,11 +71,15 @@ struct State {
 }
 
 impl State {
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
+    /// Whether the next one may be taken before anything else is looked at.
+    fn take(&mut self, message: &BorrowedMessage<'_>) -> bool {
         self.counts.update(|counts| counts.consumed += 1);
         let place = self.offsets.read(message.partition(), message.offset());
         match parse(message.payload(), self.config.decode) {
-            Ok(parsed) => self.batch.push(place, &parsed.id, parsed.time_ns, &parsed.json),
+            Ok(parsed) => {
+                self.batch.push(place, &parsed.id, parsed.time_ns, &parsed.json);
+                !self.batch_is_full()
+            }
             Err(refusal) => {
                 let (key, payload) =
                     (message.key().map(<[u8]>::to_vec), message.payload().map(<[u8]>::to_vec));
@@ -85,14 +91,17 @@ impl State {
                     headers: original(message),
                     refusal,
                 }));
+                false
             }
         }
     }
 
+    fn batch_is_full(&self) -> bool {
+        self.batch.bytes() >= self.config.max_bulk_bytes
+    }
+
     fn is_due(&self) -> bool {
-        !self.batch.is_empty()
-            && (self.batch.bytes() >= self.config.max_bulk_bytes
-                || self.batch.opened_at().elapsed() >= LINGER)
+        !self.batch.is_empty() && (self.batch_is_full() || self.batch.opened_at().elapsed() >= LINGER)
     }
 
     /// Rejected records wait here too, so they count.
@@ -293,16 +302,20 @@ impl Member {
                 is_paused = self.pause(is_blocked, is_paused);
             }
             let patience = if context.state().batch.is_empty() { POLL } else { POLL / 4 };
-            match self.consumer.poll(patience) {
-                Some(Ok(message)) => {
-                    context.health.works();
-                    let mut state = context.state();
-                    state.take(&message);
-                    // A partition that came during the pause is not paused yet.
-                    is_paused &= !state.is_due();
+            let mut next = self.consumer.poll(patience);
+            while let Some(read) = next.take() {
+                match read {
+                    Ok(message) => {
+                        context.health.works();
+                        let mut state = context.state();
+                        let has_room = state.take(&message);
+                        // A partition that came during the pause is not paused yet.
+                        is_paused = is_paused && !state.is_due();
+                        drop(state);
+                        next = if has_room { self.consumer.poll(Duration::ZERO) } else { None };
+                    }
+                    Err(error) => context.health.failed(error.to_string()),
                 }
-                Some(Err(error)) => context.health.failed(error.to_string()),
-                None => {}
             }
         }
         let all = context.state().offsets.partitions();
@@ -312,19 +325,21 @@ impl Member {
 
     /// Sends the batch if it is time; whether it has to wait although it is.
     fn send_due(&self) -> bool {
-        let mut state = self.consumer.context().state();
+        let context = self.consumer.context();
+        let mut state = context.state();
         if !state.is_due() {
             // Rejected records go at once and must not pile up either.
             return state.in_flight > 4 * state.config.max_in_flight;
         }
-        if !state.has_room() {
+        let deadline = Instant::now() + PAUSE_AFTER;
+        while !state.has_room() && Instant::now() < deadline && !context.stop.load(Ordering::Acquire) {
             state.take_reports(POLL);
         }
-        if !state.has_room() {
-            return true;
+        let has_room = state.has_room();
+        if has_room {
+            state.send_batch();
         }
-        state.send_batch();
-        false
+        !has_room
     }
 
     /// Pauses or resumes all partitions; whether they are paused then.
