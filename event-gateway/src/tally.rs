@@ -5,7 +5,7 @@
 
 use crate::enrich::ProcessCounts;
 use crate::spool::losses;
-use kpulse_common::metric::{HISTOGRAM_BOUNDS, Histogram, histogram_bound};
+use kpulse_common::metric::{FIRST_EXPONENT, HISTOGRAM_BOUNDS, Histogram};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -105,10 +105,10 @@ impl Tally {
 
 /// Counts one duration.
 pub fn observe(histogram: &mut Histogram, duration_ns: u64) {
-    let seconds = duration_ns as f64 / 1e9;
-    let slot =
-        (0..HISTOGRAM_BOUNDS).find(|&index| histogram_bound(index).is_some_and(|bound| seconds <= bound));
-    histogram.slots[slot.unwrap_or(HISTOGRAM_BOUNDS)] += 1;
+    // In units of the first bound, rounded up; what is too long for it is beyond the last one too.
+    let units = duration_ns.saturating_mul(1 << -FIRST_EXPONENT).div_ceil(1_000_000_000);
+    let slot = units.next_power_of_two().ilog2() as usize;
+    histogram.slots[slot.min(HISTOGRAM_BOUNDS)] += 1;
     histogram.sum_ns = histogram.sum_ns.wrapping_add(duration_ns);
 }
 
