@@ -135,7 +135,7 @@ fn read_file(input: impl BufRead + Send + 'static, spool: &DiskSpool, is_over: &
 }
 
 /// Has a thread of its own read: a line of a pipe may be long in coming, and what came before it must not wait.
-fn read_ahead(input: impl BufRead + Send + 'static) -> Result<Receiver<Result<Record>>> {
+fn read_ahead(input: impl BufRead + Send + 'static) -> Result<Receiver<Result<Record<'static>>>> {
     let (sender, read) = sync_channel(READ_AHEAD);
     let run = move || {
         for line in Lines::new(input) {
@@ -150,7 +150,7 @@ fn read_ahead(input: impl BufRead + Send + 'static) -> Result<Receiver<Result<Re
 }
 
 /// What comes within the time, and the end of the file, if that is what comes next.
-fn next_batch(read: &Receiver<Result<Record>>) -> (Vec<Record>, Option<Result<()>>) {
+fn next_batch(read: &Receiver<Result<Record<'static>>>) -> (Vec<Record<'static>>, Option<Result<()>>) {
     let (mut batch, until) = (Vec::new(), Instant::now() + LINGER);
     while batch.len() < BATCH_MAX {
         match read.recv_timeout(until.saturating_duration_since(Instant::now())) {

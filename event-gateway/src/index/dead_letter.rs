@@ -54,7 +54,7 @@ impl DeadLetters {
         let record =
             serde_json::from_slice::<Event>(json).ok().map(|event| Record::of(&event, String::new()));
         let headers = record.as_ref().map(Headers::of);
-        let key = record.map(|record| record.key.into_bytes());
+        let key = record.map(|record| record.key.into_owned().into_bytes());
         self.send(place, key.as_deref(), Some(json), headers, refusal).await;
     }
 

@@ -26,11 +26,11 @@ const PREFIX: &str = "dead-letter.";
 
 impl Headers {
     /// Of an event.
-    pub fn of(record: &Record) -> OwnedHeaders {
+    pub fn of(record: &Record<'_>) -> OwnedHeaders {
         let schema = SCHEMA_VERSION.to_string();
         OwnedHeaders::new_with_capacity(3)
             .insert(Header { key: "schema", value: Some(&schema) })
-            .insert(Header { key: "probe", value: Some(&record.probe) })
+            .insert(Header { key: "probe", value: Some(&*record.probe) })
             .insert(Header { key: "host", value: Some(record.host()) })
     }
 

@@ -207,14 +207,14 @@ impl<'p> Sending<'p> {
                 if seq.is_none() {
                     self.cursor = chunk.seq;
                 }
-                self.send(chunk);
+                self.send(&chunk);
                 false
             }
         }
     }
 
-    fn send(&mut self, chunk: Chunk) {
-        let records = match chunk.records {
+    fn send(&mut self, chunk: &Chunk) {
+        let records = match chunk.records() {
             Ok(records) => records,
             Err(error) => {
                 tracing::error!(events = chunk.events, "events of the spool are lost: {error:#}");
@@ -230,11 +230,11 @@ impl<'p> Sending<'p> {
         }
     }
 
-    fn send_one(&self, record: &Record, seq: i64) -> Result<(), RDKafkaErrorCode> {
+    fn send_one(&self, record: &Record<'_>, seq: i64) -> Result<(), RDKafkaErrorCode> {
         let seq = usize::try_from(seq).expect("places are positive");
         let mut message = BaseRecord::with_opaque_to(&self.its.topic, seq)
-            .key(&record.key)
-            .payload(&record.json)
+            .key(&*record.key)
+            .payload(&*record.json)
             .headers(Headers::of(record));
         loop {
             let (error, unsent) = match self.producer.send(message) {

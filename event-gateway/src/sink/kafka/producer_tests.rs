@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn record(number: usize) -> Record {
-    Record { key: "h/c".to_owned(), probe: "p".to_owned(), json: number.to_string(), is_fact: false }
+fn record(number: usize) -> Record<'static> {
+    Record { key: "h/c".into(), probe: "p".into(), json: number.to_string().into(), is_fact: false }
 }
 
 fn spool(directory: &tempfile::TempDir) -> DiskSpool {
@@ -93,7 +93,7 @@ fn an_event_that_is_too_large_is_lost_alone_and_counted() {
     let cluster = MockCluster::new(1).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let spool = spool(&directory);
-    let large = Record { json: "x".repeat(5 << 20), ..record(0) };
+    let large = Record { json: "x".repeat(5 << 20).into(), ..record(0) };
     spool.append(&[record(1), large, record(2)]).unwrap();
     let counts = send(&cluster.bootstrap_servers(), &spool);
     assert_eq!((counts.sent, spool.state().dropped["kafka_refused"]), (2, 1));

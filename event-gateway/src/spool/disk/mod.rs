@@ -12,7 +12,7 @@ pub use record::Record;
 
 use super::{Document, losses};
 use crate::sink::{Expired, Sink, SinkError};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, ensure};
 use record::{decode, encode};
 use reserve::Reserve;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -58,8 +58,16 @@ pub struct Chunk {
     pub taken_at: SystemTime,
     /// How many events it holds.
     pub events: u64,
+    checksum: u32,
+    body: Vec<u8>,
+}
+
+impl Chunk {
     /// The events; an error when the disk gave back other bytes than it got.
-    pub records: Result<Vec<Record>>,
+    pub fn records(&self) -> Result<Vec<Record<'_>>> {
+        ensure!(crc32fast::hash(&self.body) == self.checksum, "its checksum is wrong");
+        decode(&self.body)
+    }
 }
 
 /// What the spool holds and what it had to drop.
@@ -130,7 +138,7 @@ impl DiskSpool {
     }
 
     /// Takes all of these or none; what has to give way to them is dropped and counted.
-    pub fn append(&self, records: &[Record]) -> Result<()> {
+    pub fn append(&self, records: &[Record<'_>]) -> Result<()> {
         if records.is_empty() {
             return Ok(());
         }
@@ -141,7 +149,7 @@ impl DiskSpool {
         measured
     }
 
-    fn write(&self, connection: &mut Connection, records: &[Record]) -> Result<()> {
+    fn write(&self, connection: &mut Connection, records: &[Record<'_>]) -> Result<()> {
         let now = milliseconds(SystemTime::now());
         let transaction = connection.transaction()?;
         // Chunks of one priority each, so that the lower ones can go first.
@@ -192,14 +200,12 @@ impl DiskSpool {
             "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? ORDER BY seq LIMIT 1",
         )?;
         let chunk = select.query_row([seq], |row| {
-            let (time_ms, checksum): (u64, u32) = (row.get(1)?, row.get(3)?);
-            let body = row.get_ref(4)?.as_blob()?;
-            let is_whole = crc32fast::hash(body) == checksum;
             Ok(Chunk {
                 seq: row.get(0)?,
-                taken_at: SystemTime::UNIX_EPOCH + Duration::from_millis(time_ms),
+                taken_at: SystemTime::UNIX_EPOCH + Duration::from_millis(row.get(1)?),
                 events: row.get(2)?,
-                records: if is_whole { decode(body) } else { Err(anyhow!("its checksum is wrong")) },
+                checksum: row.get(3)?,
+                body: row.get(4)?,
             })
         });
         select_error(chunk.optional(), &self.0.path)

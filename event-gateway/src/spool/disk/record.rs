@@ -3,46 +3,49 @@
 use super::Document;
 use anyhow::{Context, Result};
 use kpulse_common::event::Event;
+use std::borrow::Cow;
 
 /// One event for Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct Record<'r> {
     /// `host/container`: what has the same key stays in order.
-    pub key: String,
+    pub key: Cow<'r, str>,
     /// The probe that told it.
-    pub probe: String,
+    pub probe: Cow<'r, str>,
     /// The JSON document.
-    pub json: String,
+    pub json: Cow<'r, str>,
     /// Whether it tells a fact rather than a time that was too long: those are rarer, and dropped last.
     pub is_fact: bool,
 }
 
-impl From<&Document> for Record {
-    fn from(it: &Document) -> Self {
+impl<'d> From<&'d Document> for Record<'d> {
+    fn from(it: &'d Document) -> Self {
         Self {
-            key: key(&it.keys.host, it.keys.container.as_deref()),
-            probe: it.probe.to_owned(),
-            json: it.json.clone(),
+            key: key(&it.keys.host, it.keys.container.as_deref()).into(),
+            probe: it.probe.into(),
+            json: it.json.as_str().into(),
             is_fact: it.keys.is_fact,
         }
     }
 }
 
-impl Record {
+impl Record<'static> {
     /// The record of an event that is text already.
     pub fn of(event: &Event, json: String) -> Self {
         let keys = crate::keys::Keys::of(event);
         Self {
-            key: key(&keys.host, keys.container.as_deref()),
-            probe: event.kpulse.probe.clone(),
-            json,
+            key: key(&keys.host, keys.container.as_deref()).into(),
+            probe: event.kpulse.probe.clone().into(),
+            json: json.into(),
             is_fact: keys.is_fact,
         }
     }
+}
 
+impl Record<'_> {
     /// The host in its key.
     pub fn host(&self) -> &str {
-        self.key.split_once('/').map_or(&self.key, |(host, _)| host)
+        self.key.split_once('/').map_or(&*self.key, |(host, _)| host)
     }
 
     fn texts(&self) -> [&str; 3] {
@@ -56,7 +59,7 @@ fn key(host: &str, container: Option<&str>) -> String {
 
 /// Chunks of about this many bytes, each with the number of its events.
 pub(super) fn encode<'r>(
-    records: impl Iterator<Item = &'r Record>,
+    records: impl Iterator<Item = &'r Record<'r>>,
     chunk_bytes: usize,
 ) -> Vec<(Vec<u8>, u64)> {
     let mut chunks: Vec<(Vec<u8>, u64)> = Vec::new();
@@ -77,7 +80,7 @@ pub(super) fn encode<'r>(
 }
 
 /// The records of a chunk.
-pub(super) fn decode(mut body: &[u8]) -> Result<Vec<Record>> {
+pub(super) fn decode(mut body: &[u8]) -> Result<Vec<Record<'_>>> {
     let mut records = Vec::new();
     while let Some((&is_fact, rest)) = body.split_first() {
         body = rest;
@@ -86,7 +89,7 @@ pub(super) fn decode(mut body: &[u8]) -> Result<Vec<Record>> {
             let length = u32::from_le_bytes(*length) as usize;
             let (text, rest) = rest.split_at_checked(length).context("it is cut off")?;
             body = rest;
-            anyhow::Ok(std::str::from_utf8(text)?.to_owned())
+            anyhow::Ok(Cow::Borrowed(std::str::from_utf8(text)?))
         };
         records.push(Record { key: text()?, probe: text()?, json: text()?, is_fact: is_fact != 0 });
     }
@@ -99,8 +102,8 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
-        fn any_record()(key: String, probe: String, json: String, is_fact: bool) -> Record {
-            Record { key, probe, json, is_fact }
+        fn any_record()(key: String, probe: String, json: String, is_fact: bool) -> Record<'static> {
+            Record { key: key.into(), probe: probe.into(), json: json.into(), is_fact }
         }
     }
 

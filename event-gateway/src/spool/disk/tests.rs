@@ -1,20 +1,26 @@
 use super::*;
+use std::borrow::Cow;
 use std::io::{Seek, SeekFrom, Write};
 
-fn record(number: usize, is_fact: bool) -> Record {
+fn record(number: usize, is_fact: bool) -> Record<'static> {
     Record {
-        key: format!("host/{number}"),
-        probe: "p".to_owned(),
-        json: format!("{{\"number\":{number}}}"),
+        key: format!("host/{number}").into(),
+        probe: "p".into(),
+        json: format!("{{\"number\":{number}}}").into(),
         is_fact,
     }
 }
 
-fn all(spool: &DiskSpool) -> Vec<Record> {
+fn owned(it: Record<'_>) -> Record<'static> {
+    let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+    Record { key: own(it.key), probe: own(it.probe), json: own(it.json), is_fact: it.is_fact }
+}
+
+fn all(spool: &DiskSpool) -> Vec<Record<'static>> {
     let (mut seq, mut records) = (0, Vec::new());
     while let Some(chunk) = spool.after(seq).unwrap() {
         seq = chunk.seq;
-        records.extend(chunk.records.unwrap());
+        records.extend(chunk.records().unwrap().into_iter().map(owned));
     }
     records
 }
@@ -91,7 +97,7 @@ fn bytes_that_changed_on_the_disk_are_noticed() {
     file.write_all(b"8").unwrap();
     let spool = open(&directory, 1 << 20);
     let chunk = spool.after(0).unwrap().unwrap();
-    assert!(chunk.records.unwrap_err().to_string().contains("checksum"));
+    assert!(chunk.records().unwrap_err().to_string().contains("checksum"));
     spool.remove(&[chunk.seq], Some("corrupt")).unwrap();
     assert_eq!(spool.state().dropped["corrupt"], 1);
 }
