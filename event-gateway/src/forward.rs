@@ -5,7 +5,7 @@ use crate::lines::{self, Lines};
 use crate::metrics;
 use crate::run::{Destination, serve_node};
 use crate::sink::kafka::{Producer, ProducerCounts};
-use crate::spool::disk::{DiskSpool, FILE, Record};
+use crate::spool::disk::{DiskSpool, FILE, Record, SHRINK_PAGES};
 use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
 use kpulse_common::config::Value;
@@ -24,6 +24,8 @@ const BATCH_MAX: usize = 2_000;
 const LINGER: Duration = Duration::from_millis(100);
 /// Events of a file that are read ahead.
 const READ_AHEAD: usize = 256;
+/// Time between two rounds of giving free pages of the spool back.
+const SHRINK_INTERVAL: Duration = Duration::from_secs(10);
 /// How soon room in the spool, or its emptiness, is noticed.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -114,20 +116,25 @@ fn forward_file(common: &CommonFlags, overrides: Vec<(String, Value)>, path: &Pa
     let dropped: u64 = state.dropped.values().sum();
     writeln!(std::io::stdout(), "{sent} events sent, {} wait in the spool, {dropped} dropped", state.events)
         .context("cannot write to stdout")?;
-    read.with_context(|| format!("{} was sent up to a line that cannot be", path.display()))
+    read.with_context(|| format!("{} was sent up to a line that cannot be", path.display()))?;
+    if state.events == 0 { spool.shrink(0) } else { Ok(()) }
 }
 
 /// Reads as fast as the spool has room: of a file nothing is dropped for the rest of it.
 fn read_file(input: impl BufRead + Send + 'static, spool: &DiskSpool, is_over: &AtomicBool) -> Result<()> {
     let room = spool.bounds().max_bytes / 2;
     let read = read_ahead(input)?;
-    let mut has_more = true;
+    let (mut has_more, mut shrunk_at) = (true, Instant::now());
     while has_more && !is_over.load(Ordering::Acquire) {
         let (batch, end) = next_batch(&read);
         while spool.state().bytes > room && !is_over.load(Ordering::Acquire) {
             std::thread::sleep(POLL);
         }
         spool.append(&batch)?;
+        if shrunk_at.elapsed() >= SHRINK_INTERVAL {
+            spool.shrink(SHRINK_PAGES)?;
+            shrunk_at = Instant::now();
+        }
         has_more = end.is_none();
         end.unwrap_or(Ok(()))?;
     }

@@ -29,6 +29,8 @@ pub const FILE: &str = "spool.db";
 pub const LOSSES: [&str; 4] = ["spool_age", "spool_size", "spool_corrupt", "kafka_refused"];
 /// A lasting loss is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Free pages that go back to the file system at once while events come, some megabytes.
+pub const SHRINK_PAGES: u32 = 1024;
 /// Bytes of events in one chunk: also what the reader has in memory at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -254,15 +256,16 @@ impl DiskSpool {
         }
     }
 
-    /// Gives free pages back to the file system, some at a time.
-    fn shrink(&self) -> Result<()> {
+    /// Drops what is too old, and gives free pages back to the file system: so many of them, or with 0 all.
+    pub fn shrink(&self, pages: u32) -> Result<()> {
         let mut connection = self.connection();
         let now = milliseconds(SystemTime::now());
         let transaction = connection.transaction()?;
         let dropped = self.keep_bounds(&transaction, now)?;
         transaction.commit()?;
         self.count_dropped(dropped);
-        connection.execute_batch("PRAGMA incremental_vacuum(1024)")?;
+        // Each row that is asked for is a page.
+        connection.pragma(None, "incremental_vacuum", pages, |_| Ok(()))?;
         self.measure(&connection)
     }
 
@@ -334,7 +337,7 @@ impl Sink for DiskSpool {
     }
 
     fn maintain(&mut self) -> Result<Expired, SinkError> {
-        self.shrink().map_err(SinkError::Unavailable)?;
+        self.shrink(SHRINK_PAGES).map_err(SinkError::Unavailable)?;
         // They were not delivered, so they are losses, which `dropped` counts.
         Ok(Expired::default())
     }

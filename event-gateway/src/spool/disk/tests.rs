@@ -53,6 +53,24 @@ fn what_was_taken_is_there_after_a_start_in_order_until_it_is_removed() {
 }
 
 #[test]
+fn room_that_is_free_goes_back_to_the_file_system() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, 1 << 30);
+    let large = Record { json: "x".repeat(8 << 20).into(), ..record(0, false) };
+    spool.append(&[large]).unwrap();
+    spool.remove(&[spool.after(0).unwrap().unwrap().seq], None).unwrap();
+    let pages =
+        || -> u64 { spool.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap() };
+    let before = pages();
+    spool.shrink(SHRINK_PAGES).unwrap();
+    // SQLite's own map of pages has some of them.
+    let given = before - pages();
+    assert!((u64::from(SHRINK_PAGES)..u64::from(SHRINK_PAGES) + 4).contains(&given), "{given}");
+    spool.shrink(0).unwrap();
+    assert!(pages() < 20, "{}", pages());
+}
+
+#[test]
 fn over_the_bound_the_oldest_of_the_lowest_priority_goes_and_is_counted() {
     let directory = tempfile::tempdir().unwrap();
     let spool = open(&directory, 200);
