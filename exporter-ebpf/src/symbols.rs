@@ -38,8 +38,12 @@ impl KernelSymbols {
 
     /// One name for each address, without offsets, which would split functions; [`UNKNOWN`] where there is none.
     pub fn names(&mut self, addresses: &[u64]) -> Vec<String> {
-        let is_missing = |address: &u64| self.functions.name(*address).is_none();
-        if addresses.iter().any(is_missing) && self.loaded.is_none_or(|at| at.elapsed() >= RELOAD_INTERVAL) {
+        let known: Option<Vec<String>> =
+            addresses.iter().map(|&address| self.functions.name(address).map(str::to_owned)).collect();
+        if let Some(names) = known {
+            return names;
+        }
+        if self.loaded.is_none_or(|at| at.elapsed() >= RELOAD_INTERVAL) {
             self.loaded = Some(Instant::now());
             match File::open(&self.kallsyms).and_then(|file| Functions::read(BufReader::new(file))) {
                 Ok(functions) => {
