@@ -5,7 +5,7 @@ use crate::lines::{self, Lines};
 use crate::metrics;
 use crate::run::{Destination, serve_node};
 use crate::sink::kafka::{Producer, ProducerCounts};
-use crate::spool::disk::{DiskSpool, FILE, Record, SHRINK_PAGES};
+use crate::spool::disk::{DiskSpool, FILE, Record};
 use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
 use kpulse_common::config::Value;
@@ -117,7 +117,7 @@ fn forward_file(common: &CommonFlags, overrides: Vec<(String, Value)>, path: &Pa
     writeln!(std::io::stdout(), "{sent} events sent, {} wait in the spool, {dropped} dropped", state.events)
         .context("cannot write to stdout")?;
     read.with_context(|| format!("{} was sent up to a line that cannot be", path.display()))?;
-    if state.events == 0 { spool.shrink(0) } else { Ok(()) }
+    if state.events == 0 { spool.vacuum() } else { Ok(()) }
 }
 
 /// Reads as fast as the spool has room: of a file nothing is dropped for the rest of it.
@@ -132,7 +132,7 @@ fn read_file(input: impl BufRead + Send + 'static, spool: &DiskSpool, is_over: &
         }
         spool.append(&batch)?;
         if shrunk_at.elapsed() >= SHRINK_INTERVAL {
-            spool.shrink(SHRINK_PAGES)?;
+            spool.shrink()?;
             shrunk_at = Instant::now();
         }
         has_more = end.is_none();

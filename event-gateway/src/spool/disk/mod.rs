@@ -30,7 +30,7 @@ pub const LOSSES: [&str; 4] = ["spool_age", "spool_size", "spool_corrupt", "kafk
 /// A lasting loss is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Free pages that go back to the file system at once while events come, some megabytes.
-pub const SHRINK_PAGES: u32 = 1024;
+const SHRINK_PAGES: u32 = 1024;
 /// Bytes of events in one chunk: also what the reader has in memory at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -256,8 +256,8 @@ impl DiskSpool {
         }
     }
 
-    /// Drops what is too old, and gives free pages back to the file system: so many of them, or with 0 all.
-    pub fn shrink(&self, pages: u32) -> Result<()> {
+    /// Drops what is too old, and gives free pages back to the file system, some at a time.
+    pub fn shrink(&self) -> Result<()> {
         let mut connection = self.connection();
         let now = milliseconds(SystemTime::now());
         let transaction = connection.transaction()?;
@@ -265,8 +265,13 @@ impl DiskSpool {
         transaction.commit()?;
         self.count_dropped(dropped);
         // Each row that is asked for is a page.
-        connection.pragma(None, "incremental_vacuum", pages, |_| Ok(()))?;
+        connection.pragma(None, "incremental_vacuum", SHRINK_PAGES, |_| Ok(()))?;
         self.measure(&connection)
+    }
+
+    /// Gives all free pages back. What waits is copied, so there should be nothing.
+    pub fn vacuum(&self) -> Result<()> {
+        self.connection().execute_batch("VACUUM").with_context(|| self.write_error())
     }
 
     fn measure(&self, connection: &Connection) -> Result<()> {
@@ -337,7 +342,7 @@ impl Sink for DiskSpool {
     }
 
     fn maintain(&mut self) -> Result<Expired, SinkError> {
-        self.shrink(SHRINK_PAGES).map_err(SinkError::Unavailable)?;
+        self.shrink().map_err(SinkError::Unavailable)?;
         // They were not delivered, so they are losses, which `dropped` counts.
         Ok(Expired::default())
     }

@@ -62,12 +62,14 @@ fn room_that_is_free_goes_back_to_the_file_system() {
     let pages =
         || -> u64 { spool.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap() };
     let before = pages();
-    spool.shrink(SHRINK_PAGES).unwrap();
+    spool.shrink().unwrap();
     // SQLite's own map of pages has some of them.
     let given = before - pages();
     assert!((u64::from(SHRINK_PAGES)..u64::from(SHRINK_PAGES) + 4).contains(&given), "{given}");
-    spool.shrink(0).unwrap();
+    spool.vacuum().unwrap();
     assert!(pages() < 20, "{}", pages());
+    spool.append(&[record(1, false)]).unwrap();
+    assert!(spool.after(1).unwrap().is_some(), "a place is used once");
 }
 
 #[test]
