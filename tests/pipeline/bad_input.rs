@@ -71,6 +71,29 @@ fn what_is_too_large_or_out_of_range_says_so_and_the_rest_goes_on() {
     pair.kafka.restart(&[]);
 }
 
+#[test]
+fn a_topic_that_is_missing_is_one_error_that_says_who_makes_it() {
+    let pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("a_topic_that_is_missing", &why),
+    };
+    let way = Way::new("missing", &pair.kafka, &pair.elasticsearch);
+    let file = way.events(EVENTS);
+    for mut command in [way.command("index"), way.forward(&file)] {
+        command.env("KPULSE_GATEWAY__KAFKA__TOPIC", "nowhere");
+        // How long librdkafka waits for a topic that was just made.
+        command.env("KPULSE_GATEWAY__KAFKA__PROPERTIES__TOPIC_METADATA_PROPAGATION_MAX_MS", "1000");
+        let mut service = Service::start(&mut command);
+        let line = service.line("level=error");
+        assert!(line.contains("nknown topic") && line.contains("kpulse-event-gateway setup"), "{line}");
+        assert_eq!(service.stop(), Some(0));
+        assert_eq!(service.stderr().matches("level=error").count(), 1, "{}", service.stderr());
+    }
+    assert_eq!(way.send(&file).code, Some(0));
+    let _index = way.index();
+    way.holds_each_once(EVENTS);
+}
+
 /// Says the same to whoever asks. No real server can be made to say it.
 struct Liar {
     address: String,

@@ -314,7 +314,7 @@ impl Member {
                         drop(state);
                         next = if has_room { self.consumer.poll(Duration::ZERO) } else { None };
                     }
-                    Err(error) => context.health.failed(error.to_string()),
+                    Err(error) => context.health.refused(&error),
                 }
             }
         }

@@ -42,6 +42,11 @@ impl Health {
         self.note(what, false);
     }
 
+    /// The same of what librdkafka refuses, with what may help.
+    pub fn refused(&self, error: &KafkaError) {
+        self.note(with_help(error.rdkafka_error_code(), error.to_string()), false);
+    }
+
     fn note(&self, what: String, is_away: bool) {
         let mut state = self.lock();
         let what = match &state.error {
@@ -100,11 +105,15 @@ impl ClientContext for Health {
             RDKafkaErrorCode::Authentication,
         ];
         let code = error.rdkafka_error_code();
-        let mut what = format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default());
-        if let Some(help) = code.and_then(|code| help(code, reason)) {
-            what = format!("{what}; {help}");
-        }
-        self.note(what, code.is_some_and(|code| AWAY.contains(&code)));
+        let what = format!("{reason} ({})", code.map(|code| format!("{code:?}")).unwrap_or_default());
+        self.note(with_help(code, what), code.is_some_and(|code| AWAY.contains(&code)));
+    }
+}
+
+fn with_help(code: Option<RDKafkaErrorCode>, what: String) -> String {
+    match code.and_then(|code| help(code, &what)) {
+        Some(help) => format!("{what}; {help}"),
+        None => what,
     }
 }
 
@@ -126,6 +135,12 @@ fn help(code: RDKafkaErrorCode, reason: &str) -> Option<&'static str> {
         Code::Resolve => Some("kafka.brokers must have names that can be resolved here"),
         Code::SSL | Code::BrokerTransportFailure | Code::AllBrokersDown => {
             Some("kafka.brokers and kafka.properties security.protocol must be those of a listener of Kafka")
+        }
+        Code::UnknownTopic | Code::UnknownTopicOrPartition => {
+            Some("\"kpulse-event-gateway setup\" makes the topics that are missing")
+        }
+        Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed => {
+            Some("who logs in needs the right to read or write it")
         }
         _ => None,
     }

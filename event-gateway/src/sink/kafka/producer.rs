@@ -288,7 +288,7 @@ impl<'p> Sending<'p> {
             }
             Some(code) => {
                 chunk.has_failed = true;
-                self.its.health.failed(code.to_string());
+                self.its.health.refused(&KafkaError::MessageProduction(code));
                 *lock(&self.its.counts).retries.entry(format!("{code:?}")).or_default() += 1;
             }
         }
