@@ -30,9 +30,11 @@ const MAX_FILES: usize = 4096;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
-/// A JVM fills its tables within milliseconds as a rule; a starved one is looked at less and less often.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LAST_WAIT: Duration = Duration::from_secs(30);
+/// A JVM fills its tables within milliseconds as a rule; a starved one is looked at less and less often, yet so that most
+/// of what it runs is walked.
+const LEAST_WAIT: Duration = Duration::from_millis(50);
+const WAIT_PART: u32 = 4;
+const MAX_AWAITED: Duration = Duration::from_secs(30);
 
 /// A process that was not sampled for so long is gone, or can be read again.
 const MAX_IDLE: Duration = Duration::from_secs(60);
@@ -59,9 +61,24 @@ struct Known {
     contents: HashSet<Content>,
     read: Instant,
     pause: Duration,
-    /// Its JVM has not begun: when to look again, and after how long the next time.
-    awaited: Option<(Instant, Duration)>,
+    awaited: Option<Awaited>,
     has_jvm: bool,
+}
+
+/// A JVM that has not begun.
+#[derive(Clone, Copy)]
+struct Awaited {
+    since: Instant,
+    next: Instant,
+}
+
+impl Awaited {
+    /// When to look again; `None` where it is no use.
+    fn after(since: Instant, now: Instant) -> Option<Self> {
+        let waited = now - since;
+        let next = now + (waited / WAIT_PART).max(LEAST_WAIT);
+        (waited < MAX_AWAITED).then_some(Self { since, next })
+    }
 }
 
 /// What is in the kernel's maps.
@@ -138,15 +155,14 @@ impl Tables {
 
     /// Looks again for the JVMs that had not begun.
     pub fn await_jvms(&mut self, now: Instant) -> anyhow::Result<()> {
-        let is_due = |known: &Known| known.awaited.is_some_and(|(next, _)| next <= now);
+        let is_due = |known: &Known| known.awaited.is_some_and(|awaited| awaited.next <= now);
         let due: Vec<_> =
             self.processes.iter().filter(|(_, known)| is_due(known)).map(|(pid, _)| *pid).collect();
         for pid in due {
             let Some(known) = self.processes.get_mut(&pid) else { continue };
             let (identity, pause, awaited) = (known.identity, known.pause, known.awaited.take());
-            let again = awaited.map(|(_, wait)| wait * 2).filter(|wait| *wait <= LAST_WAIT);
             if matches!(hotspot::find(&self.source, pid, &known.codes), Found::Missing(Missing::NotYet)) {
-                known.awaited = again.map(|wait| (now + wait, wait));
+                known.awaited = awaited.and_then(|awaited| Awaited::after(awaited.since, now));
                 continue;
             }
             known.codes.clear();
@@ -177,10 +193,10 @@ impl Tables {
             self.refuse("process_mappings");
             codes.truncate(limits::PROCESS_MAPPINGS);
         }
-        self.forget(pid)?;
         self.enter(pid, identity, codes, now)
     }
 
+    /// What was known before is walked by until all is read: that takes long on a busy machine.
     fn enter(&mut self, pid: u32, identity: Identity, codes: Vec<Code>, now: Instant) -> anyhow::Result<()> {
         let is_full = self.processes.len() >= limits::PROCESSES as usize;
         if is_full || (self.mappings.left() as usize) < codes.len() {
@@ -216,7 +232,7 @@ impl Tables {
         let Some(range) = self.mappings.take(mappings.len()) else {
             self.refuse("mappings_full");
             self.release(&contents);
-            return Ok(());
+            return self.forget(pid);
         };
         let process = Process {
             start_code: identity.code,
@@ -230,21 +246,22 @@ impl Tables {
         let (pause, has_jvm) = (FIRST_PAUSE, jvm.is_some());
         let known = Known { identity, codes, mappings: range, contents, read: now, pause, awaited, has_jvm };
         self.jvms += usize::from(has_jvm);
-        self.processes.insert(pid, known);
-        outcome.context("cannot tell the kernel of a process")
+        if let Some(before) = self.processes.insert(pid, known) {
+            self.retire(before);
+        }
+        outcome
+            .or_else(|error| self.forget(pid).and(Err(error.into())))
+            .context("cannot tell the kernel of a process")
     }
 
     /// The JVM of a process, or when to look for it again.
-    fn find_jvm(
-        &mut self,
-        pid: u32,
-        codes: &[Code],
-        now: Instant,
-    ) -> (Option<Box<Jvm>>, Option<(Instant, Duration)>) {
+    fn find_jvm(&mut self, pid: u32, codes: &[Code], now: Instant) -> (Option<Box<Jvm>>, Option<Awaited>) {
+        let has_room =
+            self.jvms < limits::HOTSPOTS || self.processes.get(&pid).is_some_and(|known| known.has_jvm);
         match hotspot::find(&self.source, pid, codes) {
-            Found::Ready(_) if self.jvms >= limits::HOTSPOTS => self.refuse("jvms_full"),
+            Found::Ready(_) if !has_room => self.refuse("jvms_full"),
             Found::Ready(jvm) => return (Some(jvm), None),
-            Found::Missing(Missing::NotYet) => return (None, Some((now + FIRST_WAIT, FIRST_WAIT))),
+            Found::Missing(Missing::NotYet) => return (None, Awaited::after(now, now)),
             Found::Missing(Missing::Unknown) => self.refuse("jvm_unknown"),
             Found::Nothing => {}
         }
@@ -355,11 +372,15 @@ impl Tables {
     fn forget(&mut self, pid: u32) -> anyhow::Result<()> {
         self.maps.remove_process(pid)?;
         if let Some(known) = self.processes.remove(&pid) {
-            self.retired.push(known.mappings);
-            self.jvms -= usize::from(known.has_jvm);
-            self.release(&known.contents);
+            self.retire(known);
         }
         Ok(())
+    }
+
+    fn retire(&mut self, known: Known) {
+        self.retired.push(known.mappings);
+        self.jvms -= usize::from(known.has_jvm);
+        self.release(&known.contents);
     }
 
     fn release(&mut self, contents: &HashSet<Content>) {
