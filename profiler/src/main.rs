@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod config;
+mod deadline;
 mod export;
 mod history;
 mod names;

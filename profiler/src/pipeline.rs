@@ -4,6 +4,7 @@
 //! what does not fit; nothing waits here but one batch.
 
 use crate::aggregate::{Key, Losses, Scope};
+use crate::deadline::{Reading, Stuck};
 use crate::history::{Bounds, History, Named};
 use crate::symbolize::Symbols;
 use crate::unwind::Size;
@@ -24,6 +25,13 @@ const MAX_CONTAINERS: usize = 4096;
 
 /// Programs that are kept for the profiles that name them.
 const MAX_EXECUTABLES: usize = 4096;
+
+/// How often it is looked whether the thread that names goes on.
+const BEAT: Duration = Duration::from_millis(500);
+/// Threads that name and are stuck; each keeps what it has read.
+const MAX_NAMERS: usize = 4;
+/// The reason of samples that a stuck thread was to name.
+const STUCK: &str = "stuck";
 
 /// The programs of processes, by process and name.
 pub type Executables = HashMap<(u32, Arc<str>), (Identity, Option<Executable>)>;
@@ -64,6 +72,11 @@ pub struct State {
     pub totals: Totals,
     pub containers: HashMap<Arc<str>, Arc<ContainerIdentity>>,
     pub executables: Executables,
+    /// What is never to be read again.
+    pub stuck: Stuck,
+    /// Which thread names, counted from 0, and what it is to name: taken and lost.
+    namer: usize,
+    naming: Option<(u64, Vec<(&'static str, u64)>)>,
 }
 
 /// The state, shared.
@@ -75,7 +88,8 @@ impl Shared {
     pub fn new(bounds: Bounds) -> Self {
         let (history, totals) = (History::new(bounds), Totals::default());
         let (containers, executables) = (HashMap::new(), Executables::new());
-        Self(Arc::new(Mutex::new(State { history, totals, containers, executables })))
+        let (stuck, namer, naming) = (Stuck::default(), 0, None);
+        Self(Arc::new(Mutex::new(State { history, totals, containers, executables, stuck, namer, naming })))
     }
 
     /// Locks the state. A panic elsewhere leaves counts that are still counts.
@@ -103,8 +117,8 @@ impl Pipeline {
         let (batches, waiting) = mpsc::sync_channel(1);
         let (paths, sampled, counted) = (paths.clone(), shared.clone(), shared.clone());
         let sampler = spawn("kpulse-sample", move || sample(drain, interval, &stopped, &batches, &sampled))?;
-        // The symbol reader has to stay on the thread that makes it.
-        let namer = spawn("kpulse-name", move || Counting::new(counted, scope, &paths).run(&waiting))?;
+        let namer =
+            spawn("kpulse-named", move || name(&Arc::new(Mutex::new(waiting)), &scope, &paths, &counted))?;
         Ok(Self { stop, threads: [sampler, namer] })
     }
 
@@ -156,28 +170,84 @@ fn sample(
     }
 }
 
+/// Batches that no thread names yet.
+type Waiting = Arc<Mutex<Receiver<Drained>>>;
+
+/// Keeps a thread that names; one that is held up by what it reads loses its batch, and another takes its place.
+fn name(waiting: &Waiting, scope: &Scope, paths: &Paths, shared: &Shared) {
+    let source = Processes::new(&paths.procfs);
+    let mut stuck: Vec<JoinHandle<()>> = Vec::new();
+    for number in 0.. {
+        let reading = Reading::new(source.clone(), shared.lock().stuck.clone());
+        let (running, ended) = mpsc::channel::<()>();
+        let work = {
+            let (waiting, reading) = (waiting.clone(), reading.clone());
+            let (scope, paths, shared) = (scope.clone(), paths.clone(), shared.clone());
+            move || {
+                let _running = running;
+                // The symbol reader has to stay on the thread that makes it.
+                Counting::new(number, shared, scope, &paths, reading).run(&waiting);
+            }
+        };
+        let thread = match spawn("kpulse-name", work) {
+            Ok(thread) => thread,
+            Err(error) => return tracing::error!(error = format!("{error:#}"), "nothing is named any more"),
+        };
+        loop {
+            // Nothing is ever sent: it ends with the thread.
+            if ended.recv_timeout(BEAT) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            stuck.retain(|thread| !thread.is_finished());
+            if stuck.len() < MAX_NAMERS && reading.is_stuck(&thread) {
+                break;
+            }
+        }
+        stuck.push(thread);
+        shared.lock().replace_namer(Instant::now());
+    }
+}
+
+impl State {
+    fn replace_namer(&mut self, now: Instant) {
+        self.namer += 1;
+        let Some((taken, mut lost)) = self.naming.take() else { return };
+        let before: u64 = lost.iter().map(|(_, count)| count).sum();
+        lost.push((STUCK, taken.saturating_sub(before)));
+        add(self, Named { taken, lost, ..Named::default() }, now);
+    }
+}
+
 /// Names samples and counts them.
 struct Counting {
+    number: usize,
     shared: Shared,
     symbols: Symbols,
     identities: Identities,
     source: Processes,
     scope: Scope,
+    reading: Reading,
 }
 
 impl Counting {
-    fn new(shared: Shared, scope: Scope, paths: &Paths) -> Self {
-        let source = Processes::new(&paths.procfs);
-        Self { shared, symbols: Symbols::new(paths), identities: Identities::new(paths), source, scope }
+    fn new(number: usize, shared: Shared, scope: Scope, paths: &Paths, reading: Reading) -> Self {
+        let (source, symbols) = (Processes::new(&paths.procfs), Symbols::new(paths, &reading));
+        Self { number, shared, symbols, identities: Identities::new(paths), source, scope, reading }
     }
 
-    fn run(&mut self, waiting: &Receiver<Drained>) {
-        while let Ok(drained) = waiting.recv() {
-            self.count(drained, Instant::now());
+    fn run(&mut self, waiting: &Mutex<Receiver<Drained>>) {
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(drained) = next else { return };
+            if !self.count(drained, Instant::now()) {
+                return;
+            }
         }
     }
 
-    fn count(&mut self, drained: Drained, now: Instant) {
+    /// Whether this thread still is the one that names.
+    fn count(&mut self, drained: Drained, now: Instant) -> bool {
+        self.shared.lock().naming = Some((drained.taken, drained.lost.clone()));
         let mut named = Named { taken: drained.taken, ..Named::default() };
         for (reason, count) in drained.lost {
             if count > 0 {
@@ -195,8 +265,18 @@ impl Counting {
             }
         }
         self.symbols.resolve(wanted.iter().map(|(sample, _)| sample), now);
+        let programs = self.executables(wanted.iter().map(|(sample, _)| sample));
+        self.reading.end();
         let mut frames = Vec::new();
         let mut state = self.shared.lock();
+        if state.namer != self.number {
+            return false;
+        }
+        state.naming = None;
+        if state.executables.len() + programs.len() > MAX_EXECUTABLES {
+            state.executables.clear();
+        }
+        state.executables.extend(programs);
         for (sample, container) in wanted {
             self.symbols.frames(&sample, &mut frames);
             let thread = self.symbols.name(&sample.comm);
@@ -210,9 +290,6 @@ impl Counting {
             });
             // A kernel thread has no other name, and a process that is gone left none.
             let process = self.symbols.process_name(sample.pid).unwrap_or_else(|| thread.clone());
-            if let Some(identity) = self.symbols.identity(sample.pid) {
-                self.note_executable(&mut state.executables, (sample.pid, process.clone()), identity);
-            }
             let stack = state.history.stack(&frames);
             named.entries.push((Key { pid: sample.pid, process, thread, container, stack }, sample.count));
         }
@@ -226,19 +303,32 @@ impl Counting {
         totals.name_bytes = self.symbols.name_bytes();
         totals.addresses = self.symbols.addresses();
         totals.counted = Some(now);
+        true
     }
-}
 
-impl Counting {
-    fn note_executable(&self, known: &mut Executables, process: (u32, Arc<str>), identity: Identity) {
-        if known.get(&process).is_some_and(|(known, _)| *known == identity) {
-            return;
+    /// The programs of the processes that are not known as they are.
+    fn executables<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> Executables {
+        let mut processes = HashMap::new();
+        for sample in samples {
+            if let Some(identity) = self.symbols.identity(sample.pid)
+                && let Some(name) = self.symbols.process_name(sample.pid)
+            {
+                processes.insert((sample.pid, name), identity);
+            }
         }
-        if known.len() >= MAX_EXECUTABLES {
-            known.clear();
+        {
+            let state = self.shared.lock();
+            let is_new = |process: &(u32, Arc<str>), identity: &mut Identity| {
+                state.executables.get(process).is_none_or(|(known, _)| known != identity)
+            };
+            processes.retain(is_new);
         }
-        let executable = self.source.executable(process.0);
-        known.insert(process, (identity, executable));
+        let read = |(process, identity): ((u32, Arc<str>), Identity)| {
+            let may_read = self.reading.begin(process.0);
+            let executable = may_read.then(|| self.source.executable(process.0)).flatten();
+            (process, (identity, executable))
+        };
+        processes.into_iter().map(read).collect()
     }
 }
 

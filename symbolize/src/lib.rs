@@ -30,6 +30,8 @@ pub enum Unknown {
     ProcessGone,
     /// Too many new processes at once.
     Budget,
+    /// Something of the process did not come when it was read.
+    Stuck,
     /// The address lies in no mapping: the stack was not one, or the library is gone.
     Unmapped,
     /// Code without a file, such as a JIT's.
@@ -50,6 +52,7 @@ impl Unknown {
         match self {
             Self::ProcessGone => "process_gone",
             Self::Budget => "process_budget",
+            Self::Stuck => "stuck",
             Self::Unmapped => "unmapped",
             Self::Anonymous => "anonymous",
             Self::Unloaded => "unloaded",

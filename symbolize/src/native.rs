@@ -50,6 +50,7 @@ pub struct Native {
     source: Processes,
     go: go::Files,
     addresses: usize,
+    may_read: Box<dyn FnMut(u32) -> bool>,
 }
 
 impl Native {
@@ -59,7 +60,13 @@ impl Native {
             tracing::warn!(%error, "a program's file that shrinks would end this process");
         }
         let (reader, go) = (Reader::new(Instant::now()), go::Files::default());
-        Self { detail, reader, processes: HashMap::new(), source, go, addresses: 0 }
+        let may_read = Box::new(|_| true);
+        Self { detail, reader, processes: HashMap::new(), source, go, addresses: 0, may_read }
+    }
+
+    /// Asks, before anything of a process is read that may never come, whether it is to be read.
+    pub fn asking(self, may_read: impl FnMut(u32) -> bool + 'static) -> Self {
+        Self { may_read: Box::new(may_read), ..self }
     }
 
     /// Finds the names of the addresses of each process, the busiest first.
@@ -81,17 +88,21 @@ impl Native {
             missing.dedup();
             if is_running && !missing.is_empty() {
                 processes_read += 1;
-                if processes_read <= MAX_PROCESSES {
+                let refused = match processes_read {
+                    ..=MAX_PROCESSES if (self.may_read)(pid) => None,
+                    ..=MAX_PROCESSES => Some(Unknown::Stuck),
+                    _ => Some(Unknown::Budget),
+                };
+                if let Some(why) = refused {
+                    process.names.extend(missing.into_iter().map(|address| (address, Err(why.into()))));
+                    process.is_stale = true;
+                } else {
                     self.read(pid, &missing, &mut process.names, name);
                     // Whatever was read while it began another program is of neither.
                     if self.source.process(pid).is_none_or(|now| now.identity != process.identity) {
                         process.names.extend(missing.into_iter().map(|address| (address, Err(GONE))));
                         process.is_stale = true;
                     }
-                } else {
-                    let unnamed = missing.into_iter().map(|address| (address, Err(Unknown::Budget.into())));
-                    process.names.extend(unnamed);
-                    process.is_stale = true;
                 }
             }
             self.processes.insert(pid, process);

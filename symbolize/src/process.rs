@@ -122,6 +122,11 @@ impl Processes {
         }
     }
 
+    /// What tells the mount namespace of a process from others; `None` for the host's, and where the process is gone.
+    pub fn own_mounts(&self, pid: u32) -> Option<(u64, u64)> {
+        self.mounts(&pid.to_string()).filter(|own| Some(*own) != self.host_mounts)
+    }
+
     fn mounts(&self, process: &str) -> Option<(u64, u64)> {
         let namespace = fs::metadata(self.procfs.join(process).join("ns/mnt")).ok()?;
         Some((namespace.dev(), namespace.ino()))

@@ -7,6 +7,7 @@ mod jit;
 mod kernel;
 
 use crate::aggregate::Losses;
+use crate::deadline::Reading;
 use crate::names::{Interned, KERNEL_SUFFIX, UNKNOWN};
 use jit::{Jit, is_tagged};
 use kernel::Kernel;
@@ -31,9 +32,10 @@ pub struct Symbols {
 
 impl Symbols {
     /// Reads nothing yet: the first batch does.
-    pub fn new(paths: &Paths) -> Self {
-        let source = Processes::new(&paths.procfs);
-        let (native, jit) = (Native::new(source.clone(), Detail::Inlined), Jit::new(source));
+    pub fn new(paths: &Paths, reading: &Reading) -> Self {
+        let (source, asked) = (Processes::new(&paths.procfs), reading.clone());
+        let native = Native::new(source.clone(), Detail::Inlined).asking(move |pid| asked.begin(pid));
+        let jit = Jit::new(source, reading.clone());
         let mut names = Interned::default();
         let unknown = names.intern(UNKNOWN);
         Self { kernel: Kernel::new(&paths.procfs), native, jit, names, unknown, unsymbolized: Losses::new() }

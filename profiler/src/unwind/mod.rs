@@ -42,7 +42,8 @@ impl Unwinder {
         let thread = thread::Builder::new().name("kpulse-unwind".into());
         let (ready, begun) = mpsc::channel::<()>();
         let work = move || {
-            let mut tables = Tables::new(maps, Processes::new(&paths.procfs));
+            let stuck = shared.lock().stuck.clone();
+            let mut tables = Tables::new(maps, Processes::new(&paths.procfs), stuck);
             if let Scope::Process(pid) = scope {
                 warn(tables.learn(pid, Instant::now()));
             }

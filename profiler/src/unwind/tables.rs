@@ -12,6 +12,7 @@ use super::hotspot::{self, Found, Jvm, Missing};
 use super::pages::Pages;
 use super::ranges::Ranges;
 use crate::aggregate::Losses;
+use crate::deadline::{Bounded, Stuck};
 use anyhow::Context;
 use kpulse_common::clock::monotonic_ns;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Mapping, Page, Process, UnwindTables, limits};
@@ -96,6 +97,8 @@ pub struct Tables {
     retired: Vec<Range<u32>>,
     hasher: RandomState,
     refused: Losses,
+    reads: Bounded,
+    stuck: Stuck,
 }
 
 /// How much there is.
@@ -110,7 +113,7 @@ pub struct Size {
 
 impl Tables {
     /// Nothing is known yet.
-    pub fn new(maps: UnwindTables, source: Processes) -> Self {
+    pub fn new(maps: UnwindTables, source: Processes, stuck: Stuck) -> Self {
         Self {
             maps,
             source,
@@ -124,6 +127,8 @@ impl Tables {
             retired: Vec::new(),
             hasher: RandomState::new(),
             refused: Losses::new(),
+            reads: Bounded::default(),
+            stuck,
         }
     }
 
@@ -147,7 +152,7 @@ impl Tables {
         let Some(running) = self.source.process(pid) else { return Ok(()) };
         let known = self.processes.get(&pid).filter(|known| known.identity == running.identity);
         let pause = known.map_or(FIRST_PAUSE, |known| known.pause);
-        if known.is_some_and(|known| now - known.read < known.pause) {
+        if known.is_some_and(|known| now - known.read < known.pause) || self.stuck.has(&self.source, pid) {
             return Ok(());
         }
         self.read_process(pid, running.identity, pause, now)
@@ -161,12 +166,17 @@ impl Tables {
         for pid in due {
             let Some(known) = self.processes.get_mut(&pid) else { continue };
             let (identity, pause, awaited) = (known.identity, known.pause, known.awaited.take());
-            if matches!(hotspot::find(&self.source, pid, &known.codes), Found::Missing(Missing::NotYet)) {
-                known.awaited = awaited.and_then(|awaited| Awaited::after(awaited.since, now));
-                continue;
+            let (source, codes) = (self.source.clone(), std::mem::take(&mut known.codes));
+            let found = self.reads.run(move || (hotspot::find(&source, pid, &codes), codes));
+            match found {
+                None => self.give_up(pid)?,
+                Some((Found::Missing(Missing::NotYet), codes)) => {
+                    known.awaited = awaited.and_then(|awaited| Awaited::after(awaited.since, now));
+                    known.codes = codes;
+                }
+                // It has to be read anew, since nothing is known of its mappings.
+                Some(_) => self.read_process(pid, identity, pause, now)?,
             }
-            known.codes.clear();
-            self.read_process(pid, identity, pause, now)?;
         }
         Ok(())
     }
@@ -202,21 +212,34 @@ impl Tables {
         if is_full || (self.mappings.left() as usize) < codes.len() {
             self.evict()?;
         }
-        let (files, mut contents) = (self.source.files(pid), HashSet::new());
-        let (jvm, awaited) = self.find_jvm(pid, &codes, now);
+        let source = self.source.clone();
+        let looked = self.reads.run(move || {
+            let ways = source.files(pid);
+            let files: Vec<_> = codes.iter().map(|code| code::identify(&source, pid, ways, code)).collect();
+            (hotspot::find(&source, pid, &codes), files, codes)
+        });
+        let Some((found, files, codes)) = looked else { return self.give_up(pid) };
+        let mut contents = HashSet::new();
+        let (jvm, awaited) = self.jvm(pid, found, now);
         let mut mappings: Vec<Mapping> =
             jvm.iter().flat_map(|jvm| hotspot::mappings(&jvm.layout.kernel)).collect();
         let heaps = mappings.len();
-        for code in &codes {
+        for (code, file) in codes.iter().zip(files) {
             // What a JVM has made by now is a part of where it makes it.
             if mappings[..heaps].iter().any(|heap| code.start < heap.end && heap.start < code.end) {
                 continue;
             }
             let mut mapping =
                 Mapping { start: code.start, end: code.end, bias: code.start, first_page: 0, page_count: 0 };
-            let found = code::identify(&self.source, pid, files, code);
-            if let Some((id, path)) = found
-                && let Some((content, bias)) = self.table_of(id, &path, code)?
+            let table = match file {
+                Some((id, path)) => self.table_of(pid, id, &path, code)?,
+                None => None,
+            };
+            if self.stuck.has(&self.source, pid) {
+                self.release(&contents);
+                return self.give_up(pid);
+            }
+            if let Some((content, bias)) = table
                 && let Some(table) = self.tables.get_mut(&content)
             {
                 mapping.bias = bias.wrapping_add(table.base);
@@ -255,10 +278,10 @@ impl Tables {
     }
 
     /// The JVM of a process, or when to look for it again.
-    fn find_jvm(&mut self, pid: u32, codes: &[Code], now: Instant) -> (Option<Box<Jvm>>, Option<Awaited>) {
+    fn jvm(&mut self, pid: u32, found: Found, now: Instant) -> (Option<Box<Jvm>>, Option<Awaited>) {
         let has_room =
             self.jvms < limits::HOTSPOTS || self.processes.get(&pid).is_some_and(|known| known.has_jvm);
-        match hotspot::find(&self.source, pid, codes) {
+        match found {
             Found::Ready(_) if !has_room => self.refuse("jvms_full"),
             Found::Ready(jvm) => return (Some(jvm), None),
             Found::Missing(Missing::NotYet) => return (None, Awaited::after(now, now)),
@@ -269,13 +292,20 @@ impl Tables {
     }
 
     /// The table of a file's content, and what to subtract from addresses in memory to have the file's.
-    fn table_of(&mut self, id: FileId, path: &Path, code: &Code) -> anyhow::Result<Option<(Content, u64)>> {
+    fn table_of(
+        &mut self,
+        pid: u32,
+        id: FileId,
+        path: &Path,
+        code: &Code,
+    ) -> anyhow::Result<Option<(Content, u64)>> {
         let known = self.files.get(&id).cloned();
         let is_there = |file: &File| file.content.is_none_or(|content| self.tables.contains_key(&content));
         let file = match known.filter(|file| is_there(file)) {
             Some(file) => file,
             None => {
-                let file = Rc::new(self.read(&id, path, code)?);
+                let Some(file) = self.read(pid, id, path, code)? else { return Ok(None) };
+                let file = Rc::new(file);
                 if self.files.len() >= MAX_FILES {
                     self.files.clear();
                 }
@@ -286,22 +316,30 @@ impl Tables {
         Ok(file.content.zip(Elf::bias(&file.code, code.start, code.offset)))
     }
 
-    fn read(&mut self, id: &FileId, path: &Path, code: &Code) -> anyhow::Result<File> {
-        let opened = code::open(id, path, code).ok();
-        let read = opened.and_then(|opened| Some((Elf::read(&opened)?, go::rules(&opened))));
+    /// A file with its table; `None` where it does not come.
+    fn read(&mut self, pid: u32, id: FileId, path: &Path, code: &Code) -> anyhow::Result<Option<File>> {
+        let (path, code) = (path.to_owned(), code.clone());
+        let read = self.reads.run(move || {
+            let opened = code::open(&id, &path, &code).ok()?;
+            Some((Elf::read(&opened)?, go::rules(&opened)))
+        });
+        let Some(read) = read else {
+            self.stuck.note(&self.source, pid);
+            return Ok(None);
+        };
         let Some((elf, go)) = read else {
             self.refuse("file_unreadable");
-            return Ok(File { code: Vec::new(), content: None });
+            return Ok(Some(File { code: Vec::new(), content: None }));
         };
         if elf.is_too_large {
             self.refuse("file_unusable");
         }
         if elf.eh_frame.is_empty() && go.is_empty() {
-            return Ok(File { code: elf.code, content: None });
+            return Ok(Some(File { code: elf.code, content: None }));
         }
         let content = self.hasher.hash_one((&elf.eh_frame, elf.eh_frame_address, &go));
         let is_there = self.tables.contains_key(&content) || self.load(content, &elf, &go)?;
-        Ok(File { code: elf.code, content: is_there.then_some(content) })
+        Ok(Some(File { code: elf.code, content: is_there.then_some(content) }))
     }
 
     /// Makes a table and writes it; whether there was room.
@@ -367,6 +405,15 @@ impl Tables {
             self.pages.give(table.pages);
         }
         Ok(())
+    }
+
+    /// Leaves out a process of which something does not come.
+    fn give_up(&mut self, pid: u32) -> anyhow::Result<()> {
+        if !self.stuck.has(&self.source, pid) {
+            self.stuck.note(&self.source, pid);
+        }
+        self.refuse("stuck");
+        self.forget(pid)
     }
 
     fn forget(&mut self, pid: u32) -> anyhow::Result<()> {

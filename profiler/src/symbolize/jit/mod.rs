@@ -5,6 +5,7 @@ mod hotspot;
 mod inlined;
 mod perf_map;
 
+use crate::deadline::Reading;
 use crate::unwind::code;
 use crate::unwind::hotspot::{Found, Missing, find};
 use hotspot::{Code, Reader};
@@ -44,6 +45,7 @@ struct Process {
 /// Names of code without files.
 pub struct Jit {
     source: Processes,
+    reading: Reading,
     processes: HashMap<u32, Process>,
 }
 
@@ -54,8 +56,8 @@ pub fn is_tagged(word: u64) -> bool {
 
 impl Jit {
     /// Reads nothing yet.
-    pub fn new(source: Processes) -> Self {
-        Self { source, processes: HashMap::new() }
+    pub fn new(source: Processes, reading: Reading) -> Self {
+        Self { source, reading, processes: HashMap::new() }
     }
 
     /// Finds the names of frames of each process: tagged ones, and addresses in no file.
@@ -70,6 +72,9 @@ impl Jit {
         for (pid, mut words) in wanted {
             words.sort_unstable();
             words.dedup();
+            if !self.reading.begin(pid) {
+                continue;
+            }
             let Some(mut process) = self.recall(pid, now) else { continue };
             words.retain(|word| !process.names.contains_key(word));
             if !words.is_empty() {
