@@ -5,6 +5,8 @@ use kpulse_common::config::{self, Layers, Value};
 use kpulse_common::logging::Log;
 use kpulse_common::paths::Paths;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -104,7 +106,7 @@ impl Default for Api {
 }
 
 /// The `upload:` block.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Upload {
     /// Address of a store of profiles, `http://` or `https://`; empty for none.
@@ -114,11 +116,45 @@ pub struct Upload {
     /// How long the store may take for an answer.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+    /// Headers of every request, such as a tenant's `X-Scope-OrgID`.
+    pub headers: BTreeMap<String, String>,
+    /// User, where there is no token.
+    pub username: String,
+    /// File with the user's password.
+    pub password_file: PathBuf,
+    /// File with a bearer token; read anew for each request, since tokens are replaced.
+    pub bearer_token_file: PathBuf,
+    /// Certificates (PEM) that are trusted instead of those of this machine.
+    pub ca_file: PathBuf,
+    /// Certificate (PEM) that this client shows.
+    pub certificate_file: PathBuf,
+    /// Its key (PEM).
+    pub key_file: PathBuf,
 }
 
 impl Default for Upload {
     fn default() -> Self {
-        Self { url: String::new(), form: UploadForm::PyroscopePush, timeout: Duration::from_secs(10) }
+        Self {
+            url: String::new(),
+            form: UploadForm::PyroscopePush,
+            timeout: Duration::from_secs(10),
+            headers: BTreeMap::new(),
+            username: String::new(),
+            password_file: PathBuf::new(),
+            bearer_token_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+            certificate_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+        }
+    }
+}
+
+/// Without headers, which may hold secrets.
+impl fmt::Debug for Upload {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, form, timeout, .. } = self;
+        let mut debug = formatter.debug_struct("Upload");
+        debug.field("url", url).field("form", form).field("timeout", timeout).finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,6 @@
 //! How do the binaries answer HTTP: a small server for reading requests, and the endpoints all three have.
 
+pub mod client;
 mod encoding;
 mod listen;
 mod observability;

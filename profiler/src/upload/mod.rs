@@ -3,6 +3,7 @@
 //! The history is the queue: a store that is down or slow costs no memory, and a window that left the history before the
 //! store took it is counted.
 
+mod credentials;
 mod otlp;
 mod request;
 
@@ -12,9 +13,9 @@ use crate::pipeline::Shared;
 use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, StatusCode, Uri};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use request::{Outgoing, Source};
@@ -61,18 +62,21 @@ impl Uploader {
         }
         let url: Uri =
             config.url.parse().with_context(|| format!("upload.url {:?} is no address", config.url))?;
-        let tls = ClientConfig::builder();
+        if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            bail!("upload.url must not hold a password; there are username and password_file for it");
+        }
         let tls = match url.scheme_str() {
-            Some("https") => {
-                tls.with_native_roots().context("upload.url is https, but there are no roots to trust")?
+            Some("https") => credentials::tls(config)?,
+            Some("http") => {
+                ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
             }
-            Some("http") => tls.with_root_certificates(RootCertStore::empty()),
             _ => bail!("upload.url {:?} begins neither with http:// nor https://", config.url),
         };
+        credentials::headers(config)?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(config.timeout));
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls.with_no_client_auth()).https_or_http();
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let http =
             Client::builder(TokioExecutor::new()).build(https.enable_http1().wrap_connector(connector));
         Ok(Some(Self { http, config: config.clone(), period, shared: shared.clone() }))
@@ -153,9 +157,12 @@ impl Uploader {
 
     async fn post(&self, outgoing: &Outgoing) -> Result<(), Failure> {
         let url = format!("{}{}", self.config.url.trim_end_matches('/'), outgoing.path);
-        let request = Request::post(&url).header(CONTENT_TYPE, outgoing.content_type);
-        let request = request.body(Full::new(outgoing.body.clone()));
-        let request = request.map_err(|error| Failure::Refused(error.into()))?;
+        let mut request = Request::post(&url)
+            .body(Full::new(outgoing.body.clone()))
+            .map_err(|error| Failure::Refused(error.into()))?;
+        // A token that is just being replaced is there again later.
+        *request.headers_mut() = credentials::headers(&self.config).map_err(Failure::Passing)?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(outgoing.content_type));
         let answer = timeout(self.config.timeout, async {
             let response = self.http.request(request).await?;
             let status = response.status();

@@ -9,17 +9,19 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::body::Bytes;
 use kpulse_common::container::ContainerIdentity;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Services of one window; what the others ran is sent under one name.
 const MAX_SERVICES: usize = 64;
 const OTHERS: &str = "others";
+/// All but what needs no encoding anywhere in an address.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A request to be made.
 pub struct Outgoing {
@@ -139,7 +141,8 @@ fn ingest(service: &Service, source: &Source<'_>) -> Outgoing {
     let name = labels.remove("service_name").unwrap_or_default();
     let plain = |text: &str| text.replace(['{', '}', ',', '=', '"'], "_");
     let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={}", plain(value))).collect();
-    let name = encoded(&format!("{}.cpu{{{}}}", plain(&name), labels.join(",")));
+    let name = format!("{}.cpu{{{}}}", plain(&name), labels.join(","));
+    let name = utf8_percent_encode(&name, ENCODED);
     let [from, until] = [service.selection.from, service.selection.to].map(seconds);
     let hz = (1.0 / source.period.as_secs_f64()).round();
     let path = format!(
@@ -200,16 +203,4 @@ fn parca(service: &Service, source: &Source<'_>) -> anyhow::Result<Value> {
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(byte.into());
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
 }

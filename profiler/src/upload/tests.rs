@@ -15,7 +15,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, mpsc};
 use std::time::{Instant, SystemTime};
 
-/// What a store was sent: the first line, the content type and the body.
+/// What a store was sent: the first line, the content type and the body; in place of the type, who sent it.
 type Received = (String, String, Vec<u8>);
 
 /// A store that answers with these statuses in turn, and then 200.
@@ -46,7 +46,8 @@ fn store(statuses: &'static [u16]) -> (String, mpsc::Receiver<Received>) {
             let answer = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno");
             reader.get_mut().write_all(answer.as_bytes()).unwrap();
             let first = lines.first().cloned().unwrap_or_default();
-            if sender.send((first, header("content-type:"), body)).is_err() {
+            let kind = [header("authorization:"), header("content-type:")].concat();
+            if sender.send((first, kind, body)).is_err() {
                 return;
             }
         }
@@ -89,9 +90,13 @@ fn close(shared: &Shared, start: Instant, number: u32) {
 
 /// Runs an uploader until so many windows have come to an end.
 fn upload(shared: &Shared, url: &str, form: UploadForm, windows: u64) -> Losses {
-    let config = Upload { url: url.into(), form, timeout: Duration::from_secs(5) };
+    let config = Upload { url: url.into(), form, timeout: Duration::from_secs(5), ..Upload::default() };
+    upload_as(shared, &config, windows)
+}
+
+fn upload_as(shared: &Shared, config: &Upload, windows: u64) -> Losses {
     let period = Duration::from_nanos(1_000_000_000 / 99);
-    let uploader = Uploader::new(&config, period, shared).unwrap().unwrap();
+    let uploader = Uploader::new(config, period, shared).unwrap().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(());
@@ -219,6 +224,39 @@ fn a_window_is_sent_again_until_it_is_taken_and_what_is_refused_is_not() {
     assert_eq!(bodies.len(), 5);
     assert!(bodies[0] == bodies[1] && bodies[1] == bodies[2], "the same window three times");
     assert!(bodies[2] != bodies[3], "and then the next");
+}
+
+#[test]
+fn a_store_is_told_who_sends() {
+    let (url, received) = store(&[]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "token").unwrap();
+    let config = Upload { url, bearer_token_file: file.path().into(), ..Upload::default() };
+    assert_eq!(upload_as(&history(1, 60 * BEAT), &config, 1), Losses::from([(SENT, 1)]));
+    assert_eq!(received.try_iter().next().unwrap().1, "Bearer tokenapplication/proto");
+}
+
+/// The history is the queue: while nobody answers, it goes on, and what it had to drop is counted.
+#[test]
+fn a_store_that_never_answers_costs_windows_and_no_memory() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let shared = history(3, Duration::from_secs(25));
+    let later = shared.clone();
+    let start = Instant::now() + Duration::from_secs(60);
+    let clock = std::thread::spawn(move || {
+        // An attempt ended without an answer; meanwhile windows close, and the first ones go.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !later.lock().totals.uploads.contains_key(RETRIED) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        (1..=6).for_each(|number| close(&later, start, number));
+    });
+    let config = Upload { url, timeout: Duration::from_millis(100), ..Upload::default() };
+    let outcomes = upload_as(&shared, &config, 1);
+    clock.join().unwrap();
+    assert!(outcomes[LOST] >= 1 && outcomes[RETRIED] >= 1 && !outcomes.contains_key(SENT), "{outcomes:?}");
+    assert!(shared.lock().history.windows() <= 5);
 }
 
 #[test]

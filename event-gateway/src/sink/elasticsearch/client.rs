@@ -1,7 +1,6 @@
 //! Requests over connections that are kept.
 
 use super::config::ElasticsearchConfig;
-use super::trust;
 use anyhow::{Context, Result, anyhow};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -74,7 +73,9 @@ impl Client {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let base = config.base()?.to_owned();
-        let https = HttpsConnectorBuilder::new().with_tls_config(trust::tls(config)?).https_or_http();
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(kpulse_common::http::client::tls(config.identity())?)
+            .https_or_http();
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)

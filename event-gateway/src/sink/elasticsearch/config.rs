@@ -1,11 +1,12 @@
 //! How Elasticsearch is reached: the `elasticsearch` block of the configuration.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use kpulse_common::cli::Usage;
+use kpulse_common::http::client::{self, Identity};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -152,6 +153,12 @@ impl ElasticsearchConfig {
         Ok(self.url.trim_end_matches('/'))
     }
 
+    /// Whom to trust, and what to show.
+    pub fn identity(&self) -> Identity<'_> {
+        let Self { ca_file, certificate_file, key_file, .. } = self;
+        Identity { ca_file, certificate_file, key_file }
+    }
+
     /// The header that says who asks.
     pub fn authorization(&self) -> Result<Option<HeaderValue>> {
         let api_key = secret(&self.api_key, &self.api_key_file)?;
@@ -175,9 +182,7 @@ fn secret(text: &str, file: &Path) -> Result<String> {
     if !text.is_empty() || file.as_os_str().is_empty() {
         return Ok(text.to_owned());
     }
-    let read = std::fs::read_to_string(file)
-        .with_context(|| format!("cannot read the secret in {}", file.display()))?;
-    Ok(read.trim_end_matches(['\n', '\r']).to_owned())
+    client::secret(file)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 mod bulk;
 mod client;
 mod config;
-mod trust;
 
 pub use bulk::{Batch, Outcome, Place, Request, judge};
 pub use client::Client;
