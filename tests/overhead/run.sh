@@ -70,18 +70,48 @@ bench_sizes() {
 }
 
 bench_profiler() {
-	local before core used
+	local began
 	echo "bench: the profiler for $seconds_busy s with every core busy" >&2
+	began=$(date +%s%N)
 	KPULSE_STATE_DIR=$work/state start "http://$address/-/ready" \
 		"$release/kpulse-profiler" serve --web.listen-address "$address" --api.listen-address 127.0.0.1:10891 || return
+	row "kpulse-profiler, from its start until it samples" $((($(date +%s%N) - began) / 1000000)) ms 1000
+	sampled_beside_load "kpulse-profiler at 99 Hz" 1 60
+	if ! command -v perf >/dev/null; then
+		echo "bench: perf is not here, so the profiler stands alone" >&2
+		return
+	fi
+	perf_beside_load "perf record -g at 99 Hz" -g
+	perf_beside_load "perf record --call-graph dwarf at 99 Hz" --call-graph dwarf
+}
+# sampled_beside_load WHAT [CPU-TARGET MEMORY-TARGET]: what the server costs while every core is busy; then all of it ends.
+sampled_beside_load() {
+	local before core used
 	for ((core = 0; core < $(nproc); core++)); do beside sh -c 'while :; do :; done'; done
 	sleep 5
 	before=$(cpu_ms)
 	sleep "$seconds_busy"
 	used=$(calculate "($(cpu_ms) - $before) / $seconds_busy / 10")
-	row "kpulse-profiler at 99 Hz, of a core" "$used" % 2
-	row "kpulse-profiler, resident memory" "$(resident_mib "$server")" MiB ""
+	row "$1, of a core" "$used" % "${2:-}"
+	row "  resident memory, with mapped files" "$(resident_mib "$server")" MiB "${3:-}"
+	[ $# -eq 1 ] || row "  maps in the kernel" "$(map_mib "$server")" MiB 32
 	stop_all
+}
+# perf_beside_load WHAT FLAG...: the same of perf, which writes its samples as they are, without names.
+perf_beside_load() {
+	echo "bench: $1 for $seconds_busy s with every core busy" >&2
+	perf record -F 99 -a "${@:2}" -o "$work/perf.data" >/dev/null 2>>"$work/log" </dev/null &
+	server=$!
+	running+=("$server")
+	if [ -d "$meter" ]; then echo "$server" >"$meter/cgroup.procs"; fi
+	sampled_beside_load "$1"
+	row "  written to disk" "$(stat -c %s "$work/perf.data" | awk '{ printf "%.1f\n", $1 / 1e6 }')" MB ""
+	rm -f "$work/perf.data"
+}
+# map_mib PID: what the BPF maps that a process holds take, each once.
+map_mib() {
+	awk '$1 == "memlock:" { bytes = $2 } $1 == "map_id:" { maps[$2] = bytes }
+		END { for (map in maps) sum += maps[map]; printf "%.1f\n", sum / 1048576 }' /proc/"$1"/fdinfo/*
 }
 
 bench_pipeline() {
