@@ -93,6 +93,9 @@ fn hotspot() -> Hotspot {
         ..Hotspot::default()
     };
     let (low, high) = (at(java_heap), at(java_heap_end));
+    // A program of the kernel reads only what is in memory, as it is where a JVM has written it.
+    // SAFETY: it is a whole static.
+    unsafe { std::ptr::read_volatile(&raw const SEGMENTS) };
     hotspot.heaps[2] = Heap { low, high, segment_map: SEGMENTS.as_ptr() as u64, segment_shift: 7, _pad: 0 };
     hotspot
 }
