@@ -46,6 +46,8 @@ static __always_inline __u32 histogram_slot(__u64 ns)
 	__u64 units = ns + ((ns * 9897460 + (1 << 27) - 1) >> 27);
 	__u32 above = (units - (units != 0)) >> 10;
 	__u32 slot = above ? highest_bit(above) + 1 : 0;
+	/* Before 6.10 the verifier knows a bound only of the register that was compared; clang 14 compares a copy. */
+	asm volatile("" : "+r"(slot));
 	return slot < HISTOGRAM_SLOTS ? slot : HISTOGRAM_SLOTS - 1;
 }
 
