@@ -4,6 +4,7 @@ use aya::EbpfError;
 use aya::programs::ProgramError;
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use thiserror::Error;
 
 /// What can go wrong between a probe's object and its first sample.
@@ -88,8 +89,10 @@ pub(crate) fn program_error(error: &ProgramError) -> String {
         }
         other => {
             let text = one_line(other);
-            // The words of aya, which has no error of its own for it.
-            let needs_mount = text.contains("tracefs not found");
+            // The words of aya, which has no error of its own for it. The folder is there without it as well.
+            let needs_mount = text.contains("tracefs not found")
+                || text.contains("/sys/kernel/tracing/events/")
+                    && !Path::new("/sys/kernel/tracing/events").exists();
             text + if needs_mount { "; mount it: mount -t tracefs tracefs /sys/kernel/tracing" } else { "" }
         }
     }

@@ -1,6 +1,6 @@
 //! What kpulse-exporter says when it cannot do what it is told.
 
-use kpulse_tests::process::{Ended, Service, command, run};
+use kpulse_tests::process::{Ended, Service, command, hide_tracefs, run};
 use kpulse_tests::{binary, http, is_root, skip};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -204,23 +204,7 @@ fn without_tracefs_it_starts_and_every_probe_has_a_state() {
         return skip("without_tracefs", "this kernel has none to hide");
     }
     let mut hidden = exporter();
-    let hide = || {
-        // SAFETY: unshare changes this child alone, between fork and exec.
-        if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        let mount = |source: &std::ffi::CStr, target: &std::ffi::CStr, kind: &std::ffi::CStr, flags| {
-            // SAFETY: the three strings end in NUL and live on; no mount data is passed.
-            unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) }
-        };
-        mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE);
-        // Where a directory does not exist there is nothing to hide.
-        mount(c"none", c"/sys/kernel/debug", c"tmpfs", 0);
-        mount(c"none", c"/sys/kernel/tracing", c"tmpfs", 0);
-        Ok(())
-    };
-    // SAFETY: only system calls are made between fork and exec, and nothing allocates.
-    unsafe { hidden.pre_exec(hide) };
+    hide_tracefs(&mut hidden);
     let (mut service, address) = ready(&mut hidden);
     let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", service.pid())).unwrap();
     assert!(mounts.contains("none /sys/kernel/tracing tmpfs"), "tracefs is still there: {mounts}");

@@ -3,7 +3,7 @@
 use crate::gateway::Gateway;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load;
-use kpulse_tests::process::{Service, run};
+use kpulse_tests::process::{Service, hide_tracefs, run};
 use kpulse_tests::{http, is_root, skip, until};
 use serde_json::Value;
 use std::fs;
@@ -92,6 +92,25 @@ fn a_filter_that_cannot_be_read_is_refused_at_its_column() {
         let why = "at column 14, \"http\" stands where port needs a number from 0 to 65535";
         assert!(ended.stderr.contains(key) && ended.stderr.contains(why), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn a_probe_that_needs_tracefs_says_how_to_have_it_and_stops_no_other() {
+    if !is_root() {
+        return skip("a_probe_that_needs_tracefs", "only root can hide tracefs");
+    }
+    let gateway = Gateway::new();
+    let mut check = gateway.command("check");
+    hide_tracefs(check.env("KPULSE_GATEWAY__PROBES__SOCKET_WAIT", "true"));
+    let ended = run(&mut check);
+    let line = |name| ended.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+    assert!(
+        line("socket_wait ").ends_with("; mount it: mount -t tracefs tracefs /sys/kernel/tracing"),
+        "{}",
+        ended.stdout
+    );
+    assert!(line("packet_drop ").contains(" active "), "{}", ended.stdout);
 }
 
 #[test]

@@ -16,7 +16,6 @@ const NAME: &str = "hardware_error";
 
 /// What the running kernel can tell of, by its own list of tracepoints.
 fn has_tracepoint(name: &str) -> bool {
-    let _tracefs = tracefs();
     let groups = fs::read_dir("/sys/kernel/tracing/events").expect("tracefs is mounted").flatten();
     groups.into_iter().any(|group| group.path().join(name).exists())
 }

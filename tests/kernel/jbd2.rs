@@ -61,6 +61,5 @@ fn each_commit_of_a_journal_is_measured_in_its_phases() {
 #[test]
 fn classic_tracepoints_measure_the_same() {
     needs_root!();
-    let _tracefs = tracefs();
     measures_each_commit_once(&LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) });
 }

@@ -196,13 +196,14 @@ fn tracefs() -> Option<kpulse_tests::disk::Mount> {
     Some(kpulse_tests::disk::Mount::at(source, point, "tracefs", "").expect("root may mount"))
 }
 
-/// Returns from the test when the process may not load BPF programs.
+/// Returns from the test when the process may not load BPF programs; else what some of them attach by is there.
 macro_rules! needs_root {
     () => {
         if !kpulse_tests::is_root() {
             kpulse_tests::skip(module_path!(), "needs root");
             return;
         }
+        let _tracefs = crate::tracefs();
     };
 }
 use needs_root;

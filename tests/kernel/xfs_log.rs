@@ -38,8 +38,7 @@ fn sleeps_for_room(device: &str) -> u64 {
 }
 
 macro_rules! xfs_or_skip {
-    ($made:expr) => {{
-        needs_root!();
+    ($made:expr) => {
         match $made {
             Ok(made) => made,
             Err(why) => {
@@ -47,7 +46,7 @@ macro_rules! xfs_or_skip {
                 return;
             }
         }
-    }};
+    };
 }
 
 fn sync_often(folder: &Path) -> io::Result<()> {
@@ -85,8 +84,8 @@ fn measures_forces_and_writes(options: &LoadOptions, file_system: &FileSystem) {
 
 #[test]
 fn an_fsync_waits_for_the_log_as_often_as_xfs_says() {
+    needs_root!();
     let file_system = xfs_or_skip!(FileSystem::xfs(Loop::with_size(SIZE), &[]));
-    let _tracefs = tracefs();
     measures_forces_and_writes(&wanting(Want::Metrics), &file_system);
 }
 
@@ -134,8 +133,8 @@ const HELD: Duration = Duration::from_millis(300);
 
 #[test]
 fn a_full_log_lets_transactions_wait_and_a_long_wait_is_an_event() {
+    needs_root!();
     let stopped = xfs_or_skip!(Stopped::make());
-    let _tracefs = tracefs();
     let mut counting = load(NAME, &wanting(Want::Metrics));
     let mut options = wanting(Want::Events);
     options.thresholds.rate_limit = RateLimit { events_per_second: 10_000, burst: 10_000 };
@@ -213,8 +212,8 @@ fn sync_while_stopped(stopped: &Stopped, container: &Cgroup) -> (Duration, u32) 
 }
 
 fn a_long_force_is_an_event(options: LoadOptions) {
+    needs_root!();
     let stopped = xfs_or_skip!(Stopped::make());
-    let _tracefs = tracefs();
     let container = Cgroup::container("cpu", 0xf5).expect("a container can be made");
     let mut set = load(NAME, &LoadOptions { want: Want::Events, ..options });
     let missing = set.status().remove(0).missing;
@@ -250,8 +249,8 @@ fn classic_tracepoints_tell_of_the_same_force() {
 
 #[test]
 fn a_wait_below_the_threshold_is_no_event() {
+    needs_root!();
     let stopped = xfs_or_skip!(Stopped::make());
-    let _tracefs = tracefs();
     let container = Cgroup::container("cpu", 0xf6).expect("a container can be made");
     let mut options = wanting(Want::Events);
     options.thresholds.xfs_log.min_wait = 100 * HELD;
@@ -265,8 +264,8 @@ fn a_wait_below_the_threshold_is_no_event() {
 
 #[test]
 fn classic_tracepoints_measure_the_same() {
+    needs_root!();
     let file_system = xfs_or_skip!(FileSystem::xfs(Loop::with_size(SIZE), &[]));
-    let _tracefs = tracefs();
     let options = LoadOptions { avoid: ["tp_btf"].into(), ..wanting(Want::Metrics) };
     measures_forces_and_writes(&options, &file_system);
 }

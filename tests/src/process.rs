@@ -1,7 +1,9 @@
 //! A child process whose output is kept and which never outlives its test.
 
 use crate::until;
-use std::io::{BufRead, BufReader, Read};
+use std::ffi::CStr;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -16,6 +18,27 @@ pub fn command(binary: impl AsRef<std::ffi::OsStr>) -> Command {
     command.env("KPULSE_EXPORTER__GOVERNOR__BUDGET", "0").env("KPULSE_GATEWAY__GOVERNOR__BUDGET", "0");
     command.stdin(Stdio::null());
     command
+}
+
+/// Hides tracefs from a command, by mounts of its own: only root may.
+pub fn hide_tracefs(command: &mut Command) {
+    let hide = || {
+        // SAFETY: unshare changes this child alone, between fork and exec.
+        if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mount = |source: &CStr, target: &CStr, kind: &CStr, flags| {
+            // SAFETY: the three strings end in NUL and live on; no mount data is passed.
+            unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) }
+        };
+        mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE);
+        // Where a directory does not exist there is nothing to hide.
+        mount(c"none", c"/sys/kernel/debug", c"tmpfs", 0);
+        mount(c"none", c"/sys/kernel/tracing", c"tmpfs", 0);
+        Ok(())
+    };
+    // SAFETY: only system calls are made between fork and exec, and nothing allocates.
+    unsafe { command.pre_exec(hide) };
 }
 
 /// What a command said that ended by itself.
