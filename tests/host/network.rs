@@ -166,8 +166,10 @@ fn a_containers_devices_tell_of_errors() {
     if !is_root() {
         return skip(TEST, "only root can make cgroups and network namespaces");
     }
-    // Its other end is nowhere. It is asked for in a namespace that is gone again at once.
-    let make = "ip link add tunnel0 type vxlan id 3 dstport 4789 remote 192.0.2.1 && ip link set tunnel0 up";
+    // Its other end is nowhere, and IPv6, where there is any, has nothing of its own to say. It is asked for in a namespace
+    // that is gone again at once.
+    let make = "f=/proc/sys/net/ipv6/conf/default/disable_ipv6; if [ -e $f ]; then echo 1 >$f; fi
+        ip link add tunnel0 type vxlan id 3 dstport 4789 remote 192.0.2.1 && ip link set tunnel0 up";
     let can = run(Command::new("unshare").args(["--net", "sh", "-c", make]));
     if can.code != Some(0) {
         return skip(TEST, &format!("this system makes no VXLAN (iproute2, util-linux): {}", can.stderr));
@@ -182,9 +184,7 @@ fn a_containers_devices_tell_of_errors() {
     })
     .unwrap();
     assert_eq!(told, kernels);
-    assert_eq!(told[0], 7.0);
-    // Its own IPv6 has something to say as well.
-    assert!(told[2] >= 5.0, "{told:?}");
+    assert_eq!([told[0], told[2]], [7.0, 5.0]);
 }
 
 /// A VXLAN header and a frame with an empty IPv4 packet.
