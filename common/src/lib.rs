@@ -10,6 +10,7 @@ pub mod exposition;
 pub mod governor;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod metric;
 pub mod mount;
 pub mod netns;

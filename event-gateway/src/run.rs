@@ -18,7 +18,7 @@ use kpulse_common::config::{Value, changed_keys};
 use kpulse_common::http::{self, Handler, Observability, WebConfig};
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
-use kpulse_common::{logging, self_metrics};
+use kpulse_common::{logging, memory, self_metrics};
 use kpulse_exporter_ebpf::{ProbeSet, ProbeState, ProbeStatus};
 use serde_json::json;
 use std::net::TcpListener;
@@ -199,6 +199,7 @@ fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Records>> 
         let lives = lives.map(|lives| Box::new(lives) as Box<dyn Lives>);
         set.watch_cost(|| {});
         *lock(&probes) = Some(set);
+        memory::trim();
         // A receiver that is gone means the process is ending.
         let _ = loaded.send((ring, lives));
     };

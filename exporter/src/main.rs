@@ -10,14 +10,13 @@ mod doctor;
 mod example;
 mod filter;
 mod flags;
-mod memory;
 mod privileges;
 mod scrape;
 mod serve;
 mod table;
 mod turn;
 
-use kpulse_common::{cli, logging};
+use kpulse_common::{cli, logging, memory};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
 //! Keeping the resident set small with glibc's allocator.
 
-/// One arena for all threads. The default of eight for each core keeps pages of every thread that ever allocated,
-/// and only one thread at a time works here.
+/// One arena for all threads, where only one at a time works: the default of eight for each core keeps pages of every
+/// thread that ever allocated.
 pub fn bound_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: called before any thread exists; mallopt only sets a parameter.
