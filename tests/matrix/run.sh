@@ -7,7 +7,7 @@ set -euo pipefail
 source "$(dirname "$0")/../../packaging/environment.sh"
 cd "$ROOT"
 
-cargo build --quiet --workspace
+cargo build --quiet --workspace --all-targets
 programs=()
 for binary in kpulse-exporter kpulse-event-gateway kpulse-profiler; do programs+=(--bin "$TARGET/debug/$binary"); done
 
