@@ -38,10 +38,25 @@ impl KernelSymbols {
 
     /// One name for each address, without offsets, which would split functions; [`UNKNOWN`] where there is none.
     pub fn names(&mut self, addresses: &[u64]) -> Vec<String> {
-        let known: Option<Vec<String>> =
-            addresses.iter().map(|&address| self.functions.name(address).map(str::to_owned)).collect();
-        if let Some(names) = known {
-            return names;
+        self.load_for(addresses);
+        addresses.iter().map(|&address| self.functions.name(address).unwrap_or(UNKNOWN).to_owned()).collect()
+    }
+
+    /// The name of one, without an offset.
+    pub fn name(&mut self, address: u64) -> Option<&str> {
+        self.load_for(&[address]);
+        self.functions.name(address)
+    }
+
+    /// Reads the table anew when it is asked for next: what is at an address may have changed.
+    pub fn forget(&mut self) {
+        (self.functions, self.scheduler, self.loaded) = (Functions::default(), 0..0, None);
+    }
+
+    /// All of a stack are named by one table.
+    fn load_for(&mut self, addresses: &[u64]) {
+        if addresses.iter().all(|&address| self.functions.name(address).is_some()) {
+            return;
         }
         if self.loaded.is_none_or(|at| at.elapsed() >= RELOAD_INTERVAL) {
             self.loaded = Some(Instant::now());
@@ -56,7 +71,6 @@ impl KernelSymbols {
                 }
             }
         }
-        addresses.iter().map(|&address| self.functions.name(address).unwrap_or(UNKNOWN).to_owned()).collect()
     }
 
     /// Whether the address is of a function that only puts tasks to sleep: the kernel has them in a section of its own.

@@ -1,12 +1,12 @@
 //! Which kernel function is at this address? `/proc/kallsyms`, which has modules and BPF programs too.
 
-use blazesym::MaybeDefault;
-use blazesym::symbolize::source::{Kernel as KernelSource, Source};
-use blazesym::symbolize::{Input, Symbolized, Symbolizer};
+use kpulse_common::paths::Paths;
+use kpulse_exporter_ebpf::symbols::KernelSymbols;
 use kpulse_symbolize::{Nameless, Resolved, Unknown};
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Addresses whose names are kept; a busy kernel shows a few thousand.
@@ -18,7 +18,7 @@ const NO_NAME: Nameless = Nameless { why: Unknown::Kernel, file: None };
 
 /// Names of kernel addresses. They stay here: an address never leaves the process.
 pub struct Kernel {
-    symbolizer: Option<Symbolizer>,
+    symbols: KernelSymbols,
     names: HashMap<u64, Resolved>,
     modules: PathBuf,
     loaded: Vec<u8>,
@@ -27,9 +27,9 @@ pub struct Kernel {
 
 impl Kernel {
     /// Reads nothing yet: the first batch does.
-    pub fn new(procfs: &std::path::Path) -> Self {
-        let modules = procfs.join("modules");
-        Self { symbolizer: None, names: HashMap::new(), modules, loaded: Vec::new(), checked: None }
+    pub fn new(paths: &Paths) -> Self {
+        let (symbols, modules) = (KernelSymbols::new(paths), paths.procfs.join("modules"));
+        Self { symbols, names: HashMap::new(), modules, loaded: Vec::new(), checked: None }
     }
 
     /// Forgets every name when a module was loaded or removed, since its addresses may belong to another one.
@@ -43,44 +43,21 @@ impl Kernel {
         if loaded != self.loaded {
             self.loaded = loaded;
             self.names.clear();
-            self.symbolizer = None;
+            self.symbols.forget();
         }
     }
 
     /// Finds the names of addresses that have none yet.
-    pub fn resolve(
-        &mut self,
-        addresses: impl Iterator<Item = u64>,
-        mut name: impl FnMut(&str) -> std::sync::Arc<str>,
-    ) {
+    pub fn resolve(&mut self, addresses: impl Iterator<Item = u64>, mut name: impl FnMut(&str) -> Arc<str>) {
         if self.names.len() > MAX_ADDRESSES {
             self.names.clear();
         }
-        let mut missing: Vec<u64> = addresses.filter(|address| !self.names.contains_key(address)).collect();
-        missing.sort_unstable();
-        missing.dedup();
-        if missing.is_empty() {
-            return;
-        }
-        let source =
-            KernelSource { vmlinux: MaybeDefault::None, debug_syms: false, ..KernelSource::default() };
-        let symbolizer = self.symbolizer.get_or_insert_with(|| {
-            Symbolizer::builder().enable_code_info(false).enable_inlined_fns(false).build()
-        });
-        match symbolizer.symbolize(&Source::Kernel(source), Input::AbsAddr(&missing)) {
-            Ok(symbols) => {
-                for (address, symbol) in missing.into_iter().zip(symbols) {
-                    let resolved = match symbol {
-                        Symbolized::Sym(symbol) => Ok([name(&symbol.name)].into()),
-                        Symbolized::Unknown(_) => Err(NO_NAME),
-                    };
-                    self.names.insert(address, resolved);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "no kernel names");
-                self.names.extend(missing.into_iter().map(|address| (address, Err(NO_NAME))));
-            }
+        for address in addresses {
+            let symbols = &mut self.symbols;
+            self.names.entry(address).or_insert_with(|| match symbols.name(address) {
+                Some(found) => Ok([name(found)].into()),
+                None => Err(NO_NAME),
+            });
         }
     }
 
@@ -104,7 +81,6 @@ fn names_and_addresses(modules: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn a_use_count_is_no_new_module() {
@@ -126,8 +102,34 @@ mod tests {
             println!("skipped: /proc/kallsyms shows no addresses; run as root");
             return;
         };
-        let mut kernel = Kernel::new(std::path::Path::new("/proc"));
-        kernel.resolve([address + 4].into_iter(), |name| Arc::from(name));
-        assert_eq!(kernel.name(address + 4).as_ref().unwrap()[..], [Arc::from("schedule")]);
+        let mut kernel = Kernel::new(&Paths::default());
+        let names = |kernel: &mut Kernel, address| {
+            kernel.resolve([address].into_iter(), |name| Arc::from(name));
+            kernel.name(address).as_ref().map(|names| names.to_vec()).ok()
+        };
+        assert_eq!(names(&mut kernel, address + 4), Some(vec![Arc::from("schedule")]));
+        assert_eq!(names(&mut kernel, 4), None, "no function is there");
+    }
+
+    #[test]
+    fn a_module_that_came_is_noticed_and_names_are_read_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+        let paths = Paths { procfs: folder.path().to_path_buf(), ..Paths::default() };
+        write("kallsyms", "ffffffff00001000 t before\t[one]\n");
+        write("modules", "one 1 0 - Live 0xffffffff00001000\n");
+        let mut kernel = Kernel::new(&paths);
+        let mut now = Instant::now();
+        let mut named = |after: Duration| {
+            now += after;
+            kernel.refresh(now);
+            kernel.resolve([0xffff_ffff_0000_1004].into_iter(), |name| Arc::from(name));
+            kernel.name(0xffff_ffff_0000_1004).as_ref().unwrap()[0].to_string()
+        };
+        assert_eq!(named(Duration::ZERO), "before");
+        write("kallsyms", "ffffffff00001000 t after\t[two]\n");
+        assert_eq!(named(2 * MODULES_PERIOD), "before", "no module came or went");
+        write("modules", "two 1 0 - Live 0xffffffff00001000\n");
+        assert_eq!(named(2 * MODULES_PERIOD), "after");
     }
 }

@@ -38,7 +38,7 @@ impl Symbols {
         let jit = Jit::new(source, reading.clone());
         let mut names = Interned::default();
         let unknown = names.intern(UNKNOWN);
-        Self { kernel: Kernel::new(&paths.procfs), native, jit, names, unknown, unsymbolized: Losses::new() }
+        Self { kernel: Kernel::new(paths), native, jit, names, unknown, unsymbolized: Losses::new() }
     }
 
     /// Looks up every address of a batch that is not known yet.
