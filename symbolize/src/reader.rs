@@ -14,11 +14,11 @@ const MAX_PROCESSES: usize = 1024;
 /// Open files of this process; the usual limit is 1024.
 const MAX_FILES: usize = 400;
 /// Memory that came since it began: tables of debug information, and the parts of files that were looked at.
-const MAX_BYTES: u64 = 48 << 20;
+const MAX_BYTES: u64 = 16 << 20;
 /// Age at which it goes in any case.
 const MAX_AGE: Duration = Duration::from_secs(600);
 /// A reader that is too large at once, for one huge program, must not be made again all the time.
-const MIN_AGE: Duration = Duration::from_secs(30);
+const MIN_AGE: Duration = Duration::from_secs(10);
 
 /// blazesym's reader with its age and its size.
 pub struct Reader {
@@ -62,6 +62,9 @@ impl Reader {
             tracing::debug!(files, bytes, processes = self.processes, "the symbol reader begins anew");
             // The old one goes first, so that its memory does not count for the new one.
             self.symbolizer = Builder::default().build();
+            // Small pieces of many sizes: left to itself, the allocator keeps nearly all of them.
+            // SAFETY: it touches no memory that is in use.
+            unsafe { libc::malloc_trim(0) };
             *self = Self::new(now);
         }
     }
