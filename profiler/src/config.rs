@@ -11,6 +11,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Less is used up by what the file has beside windows.
+const HISTORY_BYTES_MIN: u64 = 16 << 20;
+
 /// Everything that can be set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -62,16 +65,17 @@ pub struct Kept {
     /// Length of one window, the finest grain of a past profile.
     #[serde(with = "humantime_serde")]
     pub window: Duration,
-    /// Age at which a window goes: an hour covers the incident that somebody is just looking at.
+    /// Age at which a window goes: a day covers last night's incident.
     #[serde(with = "humantime_serde")]
     pub max_age: Duration,
-    /// Memory above which the oldest windows go.
+    /// Bytes on disk above which the oldest windows go.
     pub max_bytes: u64,
 }
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { window: Duration::from_secs(10), max_age: Duration::from_secs(3600), max_bytes: 64 << 20 }
+        let max_age = Duration::from_secs(24 * 3600);
+        Self { window: Duration::from_secs(10), max_age, max_bytes: 1 << 30 }
     }
 }
 
@@ -190,10 +194,10 @@ pub struct ServeFlags {
     /// Length of one window of the history [default: 10s]
     #[arg(long = "history.window", value_name = "DURATION")]
     pub window: Option<String>,
-    /// Age at which a window goes [default: 1h]
+    /// Age at which a window goes [default: 24h]
     #[arg(long = "history.max-age", value_name = "DURATION")]
     pub max_age: Option<String>,
-    /// Memory above which the oldest windows go [default: 64 MiB]
+    /// Bytes on disk above which the oldest windows go [default: 1 GiB]
     #[arg(long = "history.max-bytes", value_name = "BYTES")]
     pub max_bytes: Option<u64>,
     /// Address of metrics and health [default: :10842]
@@ -258,6 +262,10 @@ fn check(config: &Config) -> Result<(), Usage> {
             "history.window is {window}: it must lie between sample.interval ({interval}) and history.max_age ({age})"
         ));
     }
+    if kept.max_bytes < HISTORY_BYTES_MIN {
+        let least = HISTORY_BYTES_MIN >> 20;
+        return refuse(format!("history.max_bytes is {}: it must be at least {least} MiB", kept.max_bytes));
+    }
     Ok(())
 }
 
@@ -287,7 +295,7 @@ mod tests {
     fn defaults_are_accepted_and_written_as_they_are_read() {
         check(&Config::default()).unwrap();
         let text = serde_json::to_value(Config::default()).unwrap();
-        assert_eq!(text["history"]["max_age"], "1h");
+        assert_eq!(text["history"]["max_age"], "1day");
         assert_eq!(serde_json::from_value::<Config>(text).unwrap(), Config::default());
     }
 
@@ -298,6 +306,7 @@ mod tests {
         assert!(check(&config).unwrap_err().to_string().starts_with("sample.hz is 0"));
         config = Config::default();
         config.history.window = Duration::from_secs(7200);
+        config.history.max_age = Duration::from_secs(3600);
         assert!(check(&config).unwrap_err().to_string().contains("history.window is 2h"));
     }
 

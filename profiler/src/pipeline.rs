@@ -20,10 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Containers whose names are kept for the list of targets.
-const MAX_CONTAINERS: usize = 4096;
-
-/// Programs that are kept for the profiles that name them.
+/// Programs that are kept for the windows that name them.
 const MAX_EXECUTABLES: usize = 4096;
 
 /// How often it is looked whether the thread that names goes on.
@@ -33,8 +30,8 @@ const MAX_NAMERS: usize = 4;
 /// The reason of samples that a stuck thread was to name.
 const STUCK: &str = "stuck";
 
-/// The programs of processes, by process and name.
-pub type Executables = HashMap<(u32, Arc<str>), (Identity, Option<Executable>)>;
+/// The programs of processes, by pid and name.
+type Executables = HashMap<(u32, Arc<str>), (Identity, Option<Arc<Executable>>)>;
 
 /// Takes what was counted since the last call.
 pub type Drain = Box<dyn FnMut() -> anyhow::Result<Drained> + Send>;
@@ -70,8 +67,7 @@ pub struct Totals {
 pub struct State {
     pub history: History,
     pub totals: Totals,
-    pub containers: HashMap<Arc<str>, Arc<ContainerIdentity>>,
-    pub executables: Executables,
+    executables: Executables,
     /// What is never to be read again.
     pub stuck: Stuck,
     /// Which thread names, counted from 0, and what it is to name: taken and lost.
@@ -87,9 +83,8 @@ impl Shared {
     /// An empty history with these bounds.
     pub fn new(bounds: Bounds) -> Self {
         let (history, totals) = (History::new(bounds), Totals::default());
-        let (containers, executables) = (HashMap::new(), Executables::new());
-        let (stuck, namer, naming) = (Stuck::default(), 0, None);
-        Self(Arc::new(Mutex::new(State { history, totals, containers, executables, stuck, namer, naming })))
+        let (executables, stuck, namer, naming) = (Executables::new(), Stuck::default(), 0, None);
+        Self(Arc::new(Mutex::new(State { history, totals, executables, stuck, namer, naming })))
     }
 
     /// Locks the state. A panic elsewhere leaves counts that are still counts.
@@ -205,6 +200,7 @@ fn name(waiting: &Waiting, scope: &Scope, paths: &Paths, shared: &Shared) {
         }
         stuck.push(thread);
         shared.lock().replace_namer(Instant::now());
+        shared.pack();
     }
 }
 
@@ -242,6 +238,7 @@ impl Counting {
             if !self.count(drained, Instant::now()) {
                 return;
             }
+            self.shared.pack();
         }
     }
 
@@ -282,14 +279,15 @@ impl Counting {
             let thread = self.symbols.name(&sample.comm);
             let container = container.map(|identity| {
                 let id = self.symbols.name(&identity.id);
-                if state.containers.len() >= MAX_CONTAINERS {
-                    state.containers.clear();
-                }
-                state.containers.entry(id.clone()).or_insert(identity);
+                named.containers.entry(id.clone()).or_insert(identity);
                 id
             });
             // A kernel thread has no other name, and a process that is gone left none.
             let process = self.symbols.process_name(sample.pid).unwrap_or_else(|| thread.clone());
+            let known = state.executables.get(&(sample.pid, process.clone()));
+            if let Some((_, Some(program))) = known {
+                named.programs.insert((sample.pid, process.clone()), program.clone());
+            }
             let stack = state.history.stack(&frames);
             named.entries.push((Key { pid: sample.pid, process, thread, container, stack }, sample.count));
         }
@@ -326,7 +324,7 @@ impl Counting {
         let read = |(process, identity): ((u32, Arc<str>), Identity)| {
             let may_read = self.reading.begin(process.0);
             let executable = may_read.then(|| self.source.executable(process.0)).flatten();
-            (process, (identity, executable))
+            (process, (identity, executable.map(Arc::new)))
         };
         processes.into_iter().map(read).collect()
     }

@@ -1,18 +1,18 @@
 //! `record`: what ran during the next seconds, into one file.
 
-use crate::aggregate::Scope;
+use crate::aggregate::{Detail, Scope};
 use crate::config::Config;
 use crate::export::file::Output;
 use crate::export::folded::Folded;
 use crate::export::{Format, Profile};
-use crate::history::Bounds;
+use crate::history::{Bounds, Stretch};
 use crate::pipeline::{Pipeline, Shared, Totals};
 use crate::sample;
 use anyhow::{Context, bail};
 use kpulse_common::cli::Shutdown;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 /// Different stacks that one recording holds.
 const MAX_ENTRIES: usize = 262_144;
@@ -87,19 +87,15 @@ pub async fn run(arguments: &Arguments, config: &Config) -> anyhow::Result<()> {
     }
     drop((unwinder, probes));
 
-    let (selection, totals, executables) = {
-        let state = shared.lock();
-        let selection = state.history.select(&scope, whole, Duration::ZERO, Instant::now());
-        (selection, state.totals.clone(), state.executables.clone())
-    };
-    let selection = selection.context("nothing was recorded")?;
+    let stretch = Stretch::of(whole, Duration::ZERO, SystemTime::now());
+    let selection = shared.select(&scope, Detail::Stacks, stretch)?.context("nothing was recorded")?;
+    let totals = shared.lock().totals.clone();
     if totals.drain_errors == totals.drains
         && let Some(error) = &totals.failing
     {
         bail!("cannot read the samples: {error}");
     }
-    let (selection, executables, period) = (&selection, &executables, config.sample.period());
-    let profile = Profile { scope: &scope, selection, executables, period };
+    let profile = Profile { scope: &scope, selection: &selection, period: config.sample.period() };
     let content = match &baseline {
         Some(before) => profile.render_difference(before, arguments.format),
         None => profile.render(arguments.format),

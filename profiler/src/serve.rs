@@ -1,4 +1,4 @@
-//! `serve`: what ran in the last hour, kept in memory and answered over HTTP.
+//! `serve`: what ran in the last day, kept on disk and answered over HTTP.
 
 mod api;
 mod metrics;
@@ -6,21 +6,23 @@ mod page;
 mod targets;
 
 use crate::aggregate::Scope;
-use crate::config::{Config, check_loopback};
-use crate::history::Bounds;
+use crate::config::{Config, Kept, check_loopback};
+use crate::history::{Bounds, FILE, Keeper, Retention, Store};
 use crate::pipeline::{Pipeline, Shared};
 use crate::sample;
 use crate::upload::Uploader;
 use anyhow::Context;
-use kpulse_common::cli::{Shutdown, notify_ready, notify_stopping};
+use kpulse_common::cli::{Shutdown, notify_ready, notify_stopping, state_dir};
 use kpulse_common::http::{self, Observability, WebConfig};
 use kpulse_exporter_ebpf::ProbeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 /// Different stacks that one window holds.
 const WINDOW_ENTRIES: usize = 65_536;
+/// Memory of closed windows that are not on the disk.
+const MEMORY_BYTES: usize = 16 << 20;
 /// Beats without a counted sample after which the profiler calls itself not ready.
 const LATE_BEATS: u32 = 10;
 
@@ -33,13 +35,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
     tracing::info!(web = %web.local_addr()?, api = %api.local_addr()?, "listening");
 
-    let kept = &config.history;
-    let shared = Shared::new(Bounds {
-        window: kept.window,
-        window_entries: WINDOW_ENTRIES,
-        max_age: kept.max_age,
-        max_bytes: usize::try_from(kept.max_bytes).unwrap_or(usize::MAX),
-    });
+    let (shared, keeper) = history(&config.history)?;
     let uploader = Uploader::new(&config.upload, config.sample.period(), &shared)?;
     let probes = sample::load(config);
     // Without samples the answers still say why, so that nobody has to search a log for it.
@@ -73,15 +69,18 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     notify_stopping();
     tracing::info!("stopping");
     drop(stop);
-    if let Some((pipeline, unwinder)) = pipeline {
-        let last = tokio::task::spawn_blocking(|| {
+    let last = tokio::task::spawn_blocking(|| {
+        if let Some((pipeline, unwinder)) = pipeline {
             pipeline.finish();
             drop(unwinder);
-        });
-        tokio::select! {
-            _ = last => {}
-            () = shutdown.wait() => {}
         }
+        if let Some(keeper) = keeper {
+            keeper.finish();
+        }
+    });
+    tokio::select! {
+        _ = last => {}
+        () = shutdown.wait() => {}
     }
     if let Some(upload) = upload {
         upload.await.context("the uploads failed")?;
@@ -89,6 +88,27 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     web.await.context("the metrics server failed")??;
     api.await.context("the API server failed")??;
     Ok(())
+}
+
+/// The history, and who writes it to the disk: nobody where that cannot be done.
+fn history(kept: &Kept) -> anyhow::Result<(Shared, Option<Keeper>)> {
+    let Kept { window, max_age, max_bytes } = *kept;
+    let shared =
+        Shared::new(Bounds { window, window_entries: WINDOW_ENTRIES, max_age, max_bytes: MEMORY_BYTES });
+    let path = state_dir().join(FILE);
+    let keeper = match Store::open(&path, Retention { max_age, max_bytes }, SystemTime::now()) {
+        Ok(store) => Some(Keeper::start(&shared, Arc::new(store))?),
+        Err(error) => {
+            let (error, memory) = (format!("{error:#}"), MEMORY_BYTES >> 20);
+            tracing::error!(
+                error,
+                "the history is kept in memory, {memory} MiB of it, and ends with this process; \
+                 KPULSE_STATE_DIR names another directory"
+            );
+            None
+        }
+    };
+    Ok((shared, keeper))
 }
 
 /// Ends when the sender is gone.

@@ -1,7 +1,8 @@
 //! What kpulse-profiler says when it cannot do what it is told.
 
+use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::process::{Ended, Service, command, run};
-use kpulse_tests::{binary, http, is_root, skip};
+use kpulse_tests::{binary, http, is_root, skip, until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,8 +15,13 @@ fn profiler(arguments: &[&str]) -> Command {
     command
 }
 
-fn serve() -> Command {
-    profiler(&["serve", "--web.listen-address=127.0.0.1:0", "--api.listen-address=127.0.0.1:0"])
+const SERVE: [&str; 3] = ["serve", "--web.listen-address=127.0.0.1:0", "--api.listen-address=127.0.0.1:0"];
+
+/// With its history in this folder.
+fn serve(state: &Path) -> Command {
+    let mut command = profiler(&SERVE);
+    command.env("KPULSE_STATE_DIR", state);
+    command
 }
 
 /// Asserts that the program ended with `code` and one sentence, which holds every part.
@@ -61,7 +67,8 @@ fn a_wrong_flag_is_one_sentence_and_code_2() {
         (record(&["--sample.hz", "0"]), &["sample.hz is 0"]),
         (record(&["--sample.interval", "soon"]), &["`sample.interval`", "\"soon\""]),
         (record(&["--sample.interval", "1ms"]), &["sample.interval is 1ms"]),
-        (vec!["serve", "--history.window", "2h"], &["history.window is 2h"]),
+        (vec!["serve", "--history.window", "2days"], &["history.window is 2days"]),
+        (vec!["serve", "--history.max-bytes", "9"], &["history.max_bytes is 9", "16 MiB"]),
         (vec!["serve", "--history.max-bytes", "much"], &["--history.max-bytes", "much"]),
         (
             vec!["serve", "--api.listen-address", "0.0.0.0:0"],
@@ -78,11 +85,12 @@ fn a_wrong_flag_is_one_sentence_and_code_2() {
 #[test]
 fn a_wrong_variable_or_file_is_one_sentence_and_code_2() {
     let variable = "KPULSE_PROFILER__HISTORY__MAX_AG";
-    refused(&run(serve().env(variable, "1h")), 2, &[variable, "`history.max_age`"]);
+    let state = tempfile::tempdir().unwrap();
+    refused(&run(serve(state.path()).env(variable, "1h")), 2, &[variable, "`history.max_age`"]);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), "sample: {hz: fast}\n").unwrap();
     let path = file.path().display().to_string();
-    refused(&run(serve().args(["--config.file", &path])), 2, &["`sample.hz`", "\"fast\"", &path]);
+    refused(&run(serve(state.path()).args(["--config.file", &path])), 2, &["`sample.hz`", "\"fast\"", &path]);
 }
 
 #[test]
@@ -142,9 +150,8 @@ fn without_privileges_serve_stays_and_says_why_it_has_nothing() {
     if !is_root() {
         return skip("without_privileges_serve", "only root can become nobody");
     }
-    let arguments = ["serve", "--web.listen-address=127.0.0.1:0", "--api.listen-address=127.0.0.1:0"];
-    let (_folder, mut nobody) = as_nobody(&arguments);
-    let mut service = Service::start(&mut nobody);
+    let (folder, mut nobody) = as_nobody(&SERVE);
+    let mut service = Service::start(nobody.env("KPULSE_STATE_DIR", folder.path().join("state")));
     let web = service.logged("message=listening", "web");
     let ready = http::get(&web, "/-/ready", "");
     assert_eq!(ready.status, 503);
@@ -160,10 +167,45 @@ fn without_privileges_serve_stays_and_says_why_it_has_nothing() {
     assert!(!service.stderr().contains("panicked"), "{}", service.stderr());
 }
 
+/// Asserts that `serve` goes on with a history in memory, and says in one line why.
+fn stays_in_memory(state: &Path, parts: &[&str]) {
+    let mut service = Service::start(&mut serve(state));
+    let line = service.line("the history is kept in memory");
+    for part in ["level=error", "profiles.db", "KPULSE_STATE_DIR"].iter().chain(parts) {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+    let web = service.logged("message=listening", "web");
+    let metrics =
+        until("metrics", || Some(http::get(&web, "/metrics", "").body).filter(|body| !body.is_empty()));
+    assert!(metrics.contains("kpulse_profiler_history_windows{place=\"memory\"}"), "{metrics}");
+    assert!(!metrics.contains("{place=\"disk\"}"), "absent, not zero: {metrics}");
+    assert_eq!(service.stop(), Some(0), "{}", service.stderr());
+}
+
+#[test]
+fn a_history_that_cannot_be_opened_is_one_sentence_and_serve_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("profiles.db");
+    fs::write(&file, "this is something else, and longer than a header of SQLite would be, by a little.")
+        .unwrap();
+    stays_in_memory(state.path(), &["not a database"]);
+    stays_in_memory(&file, &["profiles.db/profiles.db"]);
+    match SmallDisk::new() {
+        Some(disk) => {
+            disk.fill();
+            stays_in_memory(disk.path(), &["full"]);
+            disk.make_readonly();
+            stays_in_memory(disk.path(), &["ead-only"]);
+        }
+        None => skip("a_history_on_a_full_disk", "a file system cannot be mounted here (needs root)"),
+    }
+}
+
 #[test]
 fn sigterm_during_the_start_ends_serve_with_code_0() {
+    let state = tempfile::tempdir().unwrap();
     for _ in 0..3 {
-        let mut service = Service::start(&mut serve());
+        let mut service = Service::start(&mut serve(state.path()));
         service.until_it_catches(libc::SIGTERM);
         assert_eq!(service.stop(), Some(0), "{}", service.stderr());
         assert!(!service.stderr().contains("panicked"), "{}", service.stderr());

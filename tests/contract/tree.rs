@@ -10,7 +10,7 @@ const FORBIDDEN: [(&str, &[&str]); 6] = [
     ("exporter", &["aya", "rusqlite", "kpulse-symbolize", "blazesym"]),
     ("symbolize", &["aya", "rusqlite", "kpulse-exporter-ebpf"]),
     ("event-gateway", &["aya"]),
-    ("profiler", &["aya", "rusqlite"]),
+    ("profiler", &["aya"]),
 ];
 
 const SOURCES: [&str; 6] =

@@ -5,6 +5,17 @@ use crate::outputs::go_pprof;
 use crate::program::{Shares, compile, profiler, start};
 use kpulse_tests::process::Service;
 use kpulse_tests::{http, until};
+use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
+
+/// With its history in this folder.
+fn serve(state: &Path) -> Command {
+    let mut command = profiler();
+    command.args(["serve", "--web.listen-address=127.0.0.1:0", "--api.listen-address=127.0.0.1:0"]);
+    command.env("KPULSE_STATE_DIR", state.join("state"));
+    command
+}
 
 #[test]
 fn serves_what_ran_until_it_is_told_to_stop() {
@@ -12,9 +23,7 @@ fn serves_what_ran_until_it_is_told_to_stop() {
     needs_root!(TEST);
     let directory = tempfile::tempdir().expect("a folder");
     let program = start(&compile(directory.path()), 120);
-    let mut command = profiler();
-    command.args(["serve", "--web.listen-address=127.0.0.1:0", "--api.listen-address=127.0.0.1:0"]);
-    let mut service = Service::start(&mut command);
+    let mut service = Service::start(&mut serve(directory.path()));
     let (web, api) = (service.logged("message=listening", "web"), service.logged("message=listening", "api"));
     let ask = |path: &str| http::get(&api, path, "");
     let path = format!("/api/v1/profile?scope=process&pid={}&seconds=60", program.pid());
@@ -75,4 +84,57 @@ fn serves_what_ran_until_it_is_told_to_stop() {
     assert!(value("kpulse_profiler_history_bytes") > 0.0);
 
     assert_eq!(service.stop(), Some(0), "{}", service.stderr());
+}
+
+#[test]
+fn what_ran_before_a_kill_is_answered_after_it_with_the_same_counts() {
+    needs_root!("what_ran_before_a_kill_is_answered_after_it_with_the_same_counts");
+    let directory = tempfile::tempdir().expect("a folder");
+    let began = seconds();
+    let program = start(&compile(directory.path()), 120);
+    let pid = program.pid();
+    let start = || Service::start(serve(directory.path()).arg("--history.window=2s"));
+    let ask =
+        |service: &Service, path: &str| http::get(&service.logged("message=listening", "api"), path, "");
+    let written = |service: &Service| {
+        let metrics = http::get(&service.logged("message=listening", "web"), "/metrics", "").body;
+        let value = |line: &str| line.rsplit_once(' ')?.1.parse::<f64>().ok();
+        let disk = "kpulse_profiler_history_windows{place=\"disk\"}";
+        metrics.lines().find(|line| line.starts_with(disk)).and_then(value)
+    };
+    let mut service = start();
+    until("windows on the disk", || written(&service).filter(|windows| *windows >= 3.0));
+    let ended = seconds();
+    drop(program);
+    // A later window tells that all of the stretch are closed.
+    let windows = written(&service).expect("there is a disk");
+    until("two more windows", || written(&service).filter(|later| *later >= windows + 2.0));
+    let path = format!("/api/v1/profile?scope=process&pid={pid}&from={began}&until={ended}&format=");
+    let before = ask(&service, &format!("{path}folded"));
+    let shares = Shares::of(&before.body);
+    assert!(before.status == 200 && shares.samples >= 50, "{shares:?} {}", before.body);
+    let raw = |service: &Service| ask(service, &format!("{path}json")).body;
+    let json = raw(&service);
+    service.signal(libc::SIGKILL);
+    service.wait();
+
+    let mut again = start();
+    assert_eq!(ask(&again, &format!("{path}folded")).body, before.body);
+    assert_eq!(raw(&again), json);
+    let pprof = directory.path().join("yesterday.pprof");
+    let api = again.logged("message=listening", "api");
+    let url = format!("http://{api}{path}pprof");
+    let got = Command::new("curl").args(["-sf", "-o"]).arg(&pprof).arg(&url).status().expect("curl runs");
+    assert!(got.success());
+    let unpacked = Command::new("gzip").arg("-dc").arg(&pprof).output().expect("gzip runs").stdout;
+    let program = directory.path().join("chain").display().to_string();
+    let is_named = unpacked.windows(program.len()).any(|part| part == program.as_bytes());
+    assert!(is_named, "the program is gone, and its path is known");
+    let listed = ask(&again, &format!("/api/v1/targets?from={began}&until={ended}")).body;
+    assert!(listed.contains(&format!("\"pid\":{pid}")), "{listed}");
+    assert_eq!(again.stop(), Some(0), "{}", again.stderr());
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is later").as_secs()
 }

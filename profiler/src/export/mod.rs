@@ -10,7 +10,6 @@ pub mod svg;
 
 use crate::aggregate::{Key, Scope, Selection};
 use crate::names::KERNEL_SUFFIX;
-use crate::pipeline::Executables;
 use folded::Folded;
 use kpulse_common::clock::rfc3339;
 use std::collections::HashMap;
@@ -51,8 +50,6 @@ impl Format {
 pub struct Profile<'a> {
     pub scope: &'a Scope,
     pub selection: &'a Selection,
-    /// The programs that the processes run.
-    pub executables: &'a Executables,
     /// CPU time that a sample stands for.
     pub period: Duration,
 }
@@ -144,12 +141,12 @@ pub fn nanoseconds(time: SystemTime) -> i64 {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::aggregate::Window;
-    use kpulse_symbolize::process::{Executable, Identity};
+    use crate::aggregate::{Containers, Programs, Window};
+    use kpulse_symbolize::process::Executable;
     use std::sync::Arc;
     use std::time::SystemTime;
 
-    /// Two threads of a process and one of another: 7 + 2 + 1 samples.
+    /// Two threads of a process, whose program is known, and one of another: 7 + 2 + 1 samples.
     pub fn selection() -> Selection {
         let mut window = Window::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000), 9);
         window.to = window.from + Duration::from_secs(10);
@@ -163,16 +160,16 @@ pub mod tests {
             let process = Arc::from(if pid == 7 { "burn" } else { "kthread" });
             window.add(Key { pid, process, thread: thread.into(), container, stack: stack.into() }, count);
         }
+        let executable = Executable { path: "/bin/burn".into(), build_id: Some("c0ffee".into()) };
+        let programs = Programs::from([((7, Arc::from("burn")), Arc::new(executable))]);
+        window.note(programs, Containers::new());
         Selection::gather([&window], &Scope::Host).unwrap()
     }
 
-    /// The profile of these samples, in which process 7 runs a program that is known.
+    /// The profile of these samples.
     pub fn check(selection: &Selection, check: impl FnOnce(&Profile<'_>)) {
-        let identity = Identity { start_ticks: 1, code: 2, stack: 3 };
-        let executable = Executable { path: "/bin/burn".into(), build_id: Some("c0ffee".into()) };
-        let executables = Executables::from([((7, Arc::from("burn")), (identity, Some(executable)))]);
         let period = Duration::from_nanos(1_000_000_000 / 99);
-        check(&Profile { scope: &Scope::Host, selection, executables: &executables, period });
+        check(&Profile { scope: &Scope::Host, selection, period });
     }
 
     #[test]

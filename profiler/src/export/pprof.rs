@@ -7,7 +7,6 @@ use super::{Numbered, Profile, kernel_name, nanoseconds};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use kpulse_symbolize::is_hostile;
-use kpulse_symbolize::process::Executable;
 use prost::Message;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -191,9 +190,8 @@ fn message(profile: &Profile<'_>) -> proto::Profile {
 fn mappings<'a>(profile: &Profile<'a>) -> Vec<(&'a str, Option<&'a str>)> {
     let mut samples = HashMap::new();
     for (key, count) in &profile.selection.entries {
-        let known = profile.executables.get(&(key.pid, key.process.clone()));
-        if let Some((_, Some(Executable { path, build_id }))) = known {
-            *samples.entry((path.as_str(), build_id.as_deref())).or_insert(0) += count;
+        if let Some(program) = profile.selection.programs.get(&(key.pid, key.process.clone())) {
+            *samples.entry((program.path.as_str(), program.build_id.as_deref())).or_insert(0) += count;
         }
     }
     let mut mappings: Vec<_> = samples.into_iter().collect();

@@ -1,5 +1,6 @@
 //! What the profiler says about itself: samples and their losses, names, memory.
 
+use crate::history::Held;
 use crate::pipeline::Shared;
 use kpulse_common::metric::{Label, MetricDef, Samples};
 use kpulse_common::paths::Paths;
@@ -7,6 +8,7 @@ use kpulse_common::self_metrics;
 use kpulse_exporter_ebpf::ProbeSet;
 
 const REASON: &[Label] = &[Label::Named("reason")];
+const PLACE: &[Label] = &[Label::Named("place")];
 
 const TAKEN: MetricDef = MetricDef::counter(
     "kpulse_profiler_samples_total",
@@ -56,21 +58,26 @@ const UPLOADS: MetricDef = MetricDef::counter(
 );
 const HISTORY_BYTES: MetricDef = MetricDef::gauge(
     "kpulse_profiler_history_bytes",
-    "Memory of the kept stacks and their counts, estimated from above.",
-    &[],
+    "Bytes of the kept windows, compressed on disk; in memory those of the open one and of what is not written yet.",
+    PLACE,
 );
 const HISTORY_ENTRIES: MetricDef =
-    MetricDef::gauge("kpulse_profiler_history_entries", "Stacks kept, summed over the windows.", &[]);
+    MetricDef::gauge("kpulse_profiler_history_entries", "Stacks kept, summed over the windows.", PLACE);
 const HISTORY_WINDOWS: MetricDef =
-    MetricDef::gauge("kpulse_profiler_history_windows", "Windows kept, with the open one.", &[]);
+    MetricDef::gauge("kpulse_profiler_history_windows", "Windows kept, with the open one in memory.", PLACE);
 const EVICTED_WINDOWS: MetricDef = MetricDef::counter(
     "kpulse_profiler_history_evicted_windows_total",
-    "Windows that went before their age because memory was full.",
+    "Windows that went before their age because there was no room.",
     &[],
 );
 const EVICTED_SAMPLES: MetricDef = MetricDef::counter(
     "kpulse_profiler_history_evicted_samples_total",
     "Samples of the windows that went before their age.",
+    &[],
+);
+const WRITE_ERRORS: MetricDef = MetricDef::counter(
+    "kpulse_profiler_history_write_errors_total",
+    "Times when a window could not be written to the disk; it is tried again.",
     &[],
 );
 const NAME_BYTES: MetricDef =
@@ -109,11 +116,20 @@ pub fn collect(shared: &Shared, probes: &ProbeSet, paths: &Paths) -> Samples {
         }
         let history = &state.history;
         out.count(&DRAIN_ERRORS, &[], totals.drain_errors);
-        out.count(&HISTORY_BYTES, &[], history.bytes() as u64);
-        out.count(&HISTORY_ENTRIES, &[], history.entries() as u64);
-        out.count(&HISTORY_WINDOWS, &[], history.windows() as u64);
+        let mut held = |place: &str, bytes, entries, windows| {
+            out.count(&HISTORY_BYTES, &[place], bytes);
+            out.count(&HISTORY_ENTRIES, &[place], entries);
+            out.count(&HISTORY_WINDOWS, &[place], windows);
+        };
+        held("memory", history.bytes() as u64, history.entries(), history.windows() as u64);
+        // Absent where there is none.
+        if let Some(store) = history.store() {
+            let Held { bytes, entries, windows, .. } = store.held();
+            held("disk", bytes, entries, windows);
+        }
         out.count(&EVICTED_WINDOWS, &[], history.evicted().windows);
         out.count(&EVICTED_SAMPLES, &[], history.evicted().samples);
+        out.count(&WRITE_ERRORS, &[], history.write_errors());
         out.count(&NAME_BYTES, &[], totals.name_bytes as u64);
         out.count(&ADDRESSES, &[], totals.addresses as u64);
     }

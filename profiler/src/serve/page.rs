@@ -7,10 +7,24 @@ use kpulse_common::clock::rfc3339;
 use std::fmt::Write;
 
 /// The stretches that can be chosen, how long ago they may have ended, and what they can be compared with.
-const STRETCHES: [(u64, &str); 4] = [(10, "10 s"), (60, "1 min"), (600, "10 min"), (3600, "1 h")];
-const ENDS: [(u64, &str); 4] = [(0, "now"), (60, "1 min ago"), (600, "10 min ago"), (1800, "30 min ago")];
-const BASELINES: [(u64, &str); 4] =
-    [(0, "nothing"), (60, "1 min before"), (600, "10 min before"), (1800, "30 min before")];
+const STRETCHES: [(u64, &str); 6] =
+    [(10, "10 s"), (60, "1 min"), (600, "10 min"), (3600, "1 h"), (21_600, "6 h"), (86_400, "24 h")];
+const ENDS: [(u64, &str); 6] = [
+    (0, "now"),
+    (60, "1 min ago"),
+    (600, "10 min ago"),
+    (3600, "1 h ago"),
+    (21_600, "6 h ago"),
+    (43_200, "12 h ago"),
+];
+const BASELINES: [(u64, &str); 6] = [
+    (0, "nothing"),
+    (60, "1 min before"),
+    (600, "10 min before"),
+    (3600, "1 h before"),
+    (21_600, "6 h before"),
+    (43_200, "12 h before"),
+];
 
 /// Shows the rows that have every word of the field; the picture has a search and a zoom of its own.
 const SCRIPT: &str = "
@@ -246,7 +260,6 @@ mod tests {
     use super::*;
     use crate::aggregate::{Key, Window};
     use crate::export::Format;
-    use std::collections::HashMap;
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
 
@@ -267,7 +280,7 @@ mod tests {
             3,
         );
         let selection = Selection::gather([&window], &Scope::Host).unwrap();
-        let targets = Targets::of(&selection, &HashMap::new());
+        let targets = Targets::of(&selection);
         let scope = Scope::Container(hostile.into());
         let query = Query {
             scope,
@@ -275,6 +288,7 @@ mod tests {
             ago: Duration::ZERO,
             baseline: None,
             format: Format::Svg,
+            now: SystemTime::UNIX_EPOCH,
         };
         let page = render(&query, &selection, &targets);
         assert!(page.matches("<script").count() == 1 && !page.contains('\u{1b}'));
@@ -296,9 +310,10 @@ mod tests {
         let selection = Selection::gather([&window], &Scope::Host).unwrap();
         let (last, ago, baseline) =
             (Duration::from_secs(60), Duration::from_secs(600), Some(Duration::from_secs(60)));
-        let query = Query { scope: Scope::Process(7), last, ago, baseline, format: Format::Svg };
+        let (scope, format, now) = (Scope::Process(7), Format::Svg, SystemTime::UNIX_EPOCH);
+        let query = Query { scope, last, ago, baseline, format, now };
         let begun = std::time::Instant::now();
-        let page = render(&query, &selection, &Targets::of(&selection, &HashMap::new()));
+        let page = render(&query, &selection, &Targets::of(&selection));
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
         assert!(page.len() < 1 << 20, "{} bytes", page.len());
         assert_eq!(page.matches("<tr class=\"target\">").count(), 2000);

@@ -51,7 +51,7 @@ struct Seen<'a> {
 
 impl Targets {
     /// Sums the entries of a selection.
-    pub fn of(selection: &Selection, identities: &HashMap<Arc<str>, Arc<ContainerIdentity>>) -> Self {
+    pub fn of(selection: &Selection) -> Self {
         let mut containers: HashMap<&Arc<str>, u64> = HashMap::new();
         let mut processes: HashMap<u32, Seen<'_>> = HashMap::new();
         for (Key { pid, process, container, .. }, count) in &selection.entries {
@@ -66,7 +66,7 @@ impl Targets {
         let mut containers: Vec<_> = containers
             .into_iter()
             .map(|(id, samples)| {
-                let identity = identities.get(id);
+                let identity = selection.containers.get(id);
                 let named = |name: fn(&ContainerIdentity) -> &Option<String>| {
                     identity.and_then(|known| name(known).clone())
                 };
@@ -127,7 +127,7 @@ mod tests {
             }
         }
         let selection = Selection::gather([&window], &Scope::Host).unwrap();
-        let targets = Targets::of(&selection, &HashMap::new());
+        let targets = Targets::of(&selection);
         assert_eq!((targets.processes.len(), targets.processes_left_out), (MAX_LISTED, 500));
         let first = &targets.processes[0];
         assert_eq!((first.pid, first.name.as_str(), first.samples), (1500, "after", 1501));

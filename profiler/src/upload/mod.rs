@@ -1,13 +1,13 @@
 //! Sends every closed window to a store of profiles, once and in order.
 //!
 //! The history is the queue: a store that is down or slow costs no memory, and a window that left the history before the
-//! store took it is counted.
+//! store took it is counted. How far it got is kept with the history; a kill can have one window sent twice.
 
 mod credentials;
 mod otlp;
 mod request;
 
-use crate::aggregate::Window;
+use crate::aggregate::Selection;
 use crate::config::Upload;
 use crate::pipeline::Shared;
 use anyhow::{Context, anyhow, bail};
@@ -91,21 +91,50 @@ impl Uploader {
     }
 
     async fn send_all(&self) {
-        let mut next = 0;
+        let mut next = self.begin().await;
         loop {
-            let closed = self.shared.lock().history.closed(next);
-            let Some((number, window)) = closed else {
+            let closed = self.with_history(move |shared| shared.closed(next)).await;
+            let Some((number, window)) = closed.flatten() else {
                 sleep(BEAT).await;
                 continue;
             };
             self.count(LOST, number - next);
             next = number + 1;
             self.send(number, window).await;
+            let url = self.config.url.clone();
+            self.with_history(move |shared| {
+                let store = shared.lock().history.store();
+                store.map_or(Ok(()), |store| store.set_upload_next(&url, next))
+            })
+            .await;
         }
     }
 
+    /// Where the last sender to this address ended; else what was closed since the start.
+    async fn begin(&self) -> u64 {
+        let url = self.config.url.clone();
+        let known = self.with_history(move |shared| {
+            let store = shared.lock().history.store();
+            store.map_or(Ok(None), |store| store.upload_next(&url))
+        });
+        known.await.flatten().unwrap_or_else(|| self.shared.lock().history.began())
+    }
+
+    /// Asks the history on a thread that may wait for a disk; `None` after an error.
+    async fn with_history<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Shared) -> anyhow::Result<T> + Send + 'static,
+    ) -> Option<T> {
+        let shared = self.shared.clone();
+        let answer = tokio::task::spawn_blocking(move || ask(&shared)).await.map_err(anyhow::Error::from);
+        answer
+            .and_then(|answer| answer)
+            .inspect_err(|error| tracing::debug!(error = format!("{error:#}"), "the uploads have no history"))
+            .ok()
+    }
+
     /// Sends a window until the store has it, refuses it, or the window has left the history.
-    async fn send(&self, number: u64, window: Window) {
+    async fn send(&self, number: u64, window: Selection) {
         let Some(mut waiting) = self.requests(window).await else { return self.count(LOST, 1) };
         let mut pause = PAUSES[0];
         let mut outcome = SENT;
@@ -125,8 +154,7 @@ impl Uploader {
                     tracing::debug!(error = format!("{error:#}"), "a profile waits");
                     sleep(pause).await;
                     pause = (pause * 2).min(PAUSES[1]);
-                    let kept = self.shared.lock().history.closed(number);
-                    if kept.is_none_or(|(kept, _)| kept != number) {
+                    if !self.shared.lock().history.has(number) {
                         tracing::warn!(error = format!("{error:#}"), "a profile was given up");
                         outcome = LOST;
                         break;
@@ -137,18 +165,9 @@ impl Uploader {
         self.count(outcome, 1);
     }
 
-    async fn requests(&self, window: Window) -> Option<VecDeque<Outgoing>> {
-        let (shared, period, form) = (self.shared.clone(), self.period, self.config.form);
-        let make = move || {
-            let (containers, executables) = {
-                let state = shared.lock();
-                (state.containers.clone(), state.executables.clone())
-            };
-            request::requests(
-                form,
-                &Source { window: &window, containers: &containers, executables: &executables, period },
-            )
-        };
+    async fn requests(&self, window: Selection) -> Option<VecDeque<Outgoing>> {
+        let (period, form) = (self.period, self.config.form);
+        let make = move || request::requests(form, &Source { window: &window, period });
         let made = tokio::task::spawn_blocking(make).await.map_err(anyhow::Error::from);
         made.and_then(|made| made)
             .inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "a profile cannot be written"))

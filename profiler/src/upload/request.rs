@@ -1,14 +1,12 @@
 //! What a store of profiles gets: a profile for each service, in the store's own form.
 
 use super::otlp;
-use crate::aggregate::{Key, Losses, Scope, Selection, Window};
+use crate::aggregate::{Key, Scope, Selection};
 use crate::config::UploadForm;
 use crate::export::{Format, Profile};
-use crate::pipeline::Executables;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::body::Bytes;
-use kpulse_common::container::ContainerIdentity;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message;
 use serde_json::{Value, json};
@@ -33,9 +31,7 @@ pub struct Outgoing {
 
 /// What is sent.
 pub struct Source<'a> {
-    pub window: &'a Window,
-    pub containers: &'a HashMap<Arc<str>, Arc<ContainerIdentity>>,
-    pub executables: &'a Executables,
+    pub window: &'a Selection,
     pub period: Duration,
 }
 
@@ -46,9 +42,8 @@ pub struct Service {
 }
 
 impl Service {
-    fn profile<'a>(&'a self, source: &Source<'a>) -> Profile<'a> {
-        let Source { executables, period, .. } = *source;
-        Profile { scope: &Scope::Host, selection: &self.selection, executables, period }
+    fn profile(&self, source: &Source<'_>) -> Profile<'_> {
+        Profile { scope: &Scope::Host, selection: &self.selection, period: source.period }
     }
 
     /// Its labels as both stores of pprof have them, the kind of profile among them.
@@ -89,7 +84,7 @@ type Name<'a> = (Option<&'a Arc<str>>, &'a str);
 /// The window by service: a container, or a program outside of containers.
 fn services(source: &Source<'_>) -> Vec<Service> {
     let mut entries: HashMap<Name<'_>, HashMap<Key, u64>> = HashMap::new();
-    for (key, count) in source.window.entries() {
+    for (key, &count) in &source.window.entries {
         let name = if key.container.is_some() { "" } else { &*key.process };
         entries.entry((key.container.as_ref(), name)).or_default().insert(key.clone(), count);
     }
@@ -97,10 +92,8 @@ fn services(source: &Source<'_>) -> Vec<Service> {
     let mut entries: Vec<_> = entries.into_iter().collect();
     entries.sort_by_key(|(service, entries)| (Reverse(samples(entries)), *service));
     let mut services = Vec::new();
-    let (from, to) = (source.window.from, source.window.to);
-    let mut add = |labels, entries: HashMap<Key, u64>| {
-        let selection = Selection { from, to, samples: samples(&entries), lost: Losses::new(), entries };
-        services.push(Service { labels, selection });
+    let mut add = |labels, entries| {
+        services.push(Service { labels, selection: source.window.part(entries) });
     };
     let rest = entries.split_off(entries.len().min(MAX_SERVICES - 1));
     for ((container, process), entries) in entries {
@@ -119,7 +112,7 @@ fn labels(
     source: &Source<'_>,
 ) -> BTreeMap<&'static str, String> {
     let Some(id) = container else { return BTreeMap::from([("service_name", process.to_owned())]) };
-    let identity = source.containers.get(id).map(AsRef::as_ref);
+    let identity = source.window.containers.get(id).map(AsRef::as_ref);
     let short: String = id.chars().take(12).collect();
     let name = identity.and_then(|identity| identity.container.clone());
     let mut labels = BTreeMap::from([

@@ -1,6 +1,6 @@
 use super::request::push;
 use super::*;
-use crate::aggregate::{Key, Losses};
+use crate::aggregate::{Containers, Key, Losses};
 use crate::config::UploadForm;
 use crate::history::{Bounds, Named};
 use base64::Engine;
@@ -63,6 +63,10 @@ fn history(windows: u32, max_age: Duration) -> Shared {
     for number in 1..=windows {
         close(&shared, start, number);
     }
+    shared
+}
+
+fn close(shared: &Shared, start: Instant, number: u32) {
     let identity = ContainerIdentity {
         id: "4f5e6d7c8b9a0f1e".into(),
         runtime: None,
@@ -71,11 +75,7 @@ fn history(windows: u32, max_age: Duration) -> Shared {
         pod: Some("web-0".into()),
         container: Some("web,1".into()),
     };
-    shared.lock().containers.insert(Arc::from("4f5e6d7c8b9a0f1e"), Arc::new(identity));
-    shared
-}
-
-fn close(shared: &Shared, start: Instant, number: u32) {
+    let containers = Containers::from([(Arc::from("4f5e6d7c8b9a0f1e"), Arc::new(identity))]);
     let mut state = shared.lock();
     let mut key = |pid: u32, process: &str, container: Option<&str>| {
         let stack = state.history.stack(&[Arc::from("main"), Arc::from("hot")]);
@@ -83,9 +83,11 @@ fn close(shared: &Shared, start: Instant, number: u32) {
         Key { pid, process: process.into(), thread: "worker".into(), container, stack }
     };
     let entries = vec![(key(7, "nginx", Some("4f5e6d7c8b9a0f1e")), 7), (key(8, "cron d", None), 3)];
-    let named = Named { entries, taken: 10, ..Named::default() };
+    let named = Named { entries, containers, taken: 10, ..Named::default() };
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + 11 * u64::from(number));
     state.history.absorb(named, start + number * Duration::from_secs(11), wall);
+    drop(state);
+    shared.pack();
 }
 
 /// Runs an uploader until so many windows have come to an end.

@@ -3,7 +3,13 @@
 //! A [`Window`] counts one stretch of time. Host, container and process profiles are views of the same
 //! entries, so a scope costs nothing until it is asked for.
 
+mod selection;
+
+pub use selection::{Detail, Gathering, Selection};
+
 use crate::names::Stack;
+use kpulse_common::container::ContainerIdentity;
+use kpulse_symbolize::process::Executable;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -54,6 +60,12 @@ pub struct Key {
     pub stack: Stack,
 }
 
+/// The programs that processes run, by pid and name.
+pub type Programs = HashMap<(u32, Arc<str>), Arc<Executable>>;
+
+/// What is known of containers, by id.
+pub type Containers = HashMap<Arc<str>, Arc<ContainerIdentity>>;
+
 /// The reason of samples whose stack found no room in its window.
 pub const WINDOW_FULL: &str = "window_full";
 
@@ -76,6 +88,9 @@ pub struct Window {
     pub outside: u64,
     /// Samples that were lost, by reason.
     pub lost: Losses,
+    /// What ran, as far as it is known: what a profile of later needs that is not in a stack.
+    pub programs: Programs,
+    pub containers: Containers,
     entries: HashMap<Key, u64>,
     max_entries: usize,
 }
@@ -83,8 +98,36 @@ pub struct Window {
 impl Window {
     /// An empty window that holds at most `max_entries` different stacks.
     pub fn new(from: SystemTime, max_entries: usize) -> Self {
-        let (entries, lost) = (HashMap::new(), Losses::new());
-        Self { from, to: from, taken: 0, stored: 0, outside: 0, lost, entries, max_entries }
+        Self {
+            from,
+            to: from,
+            taken: 0,
+            stored: 0,
+            outside: 0,
+            lost: Losses::new(),
+            programs: Programs::new(),
+            containers: Containers::new(),
+            entries: HashMap::new(),
+            max_entries,
+        }
+    }
+
+    /// Notes what ran. Bound: the stacks that the window holds.
+    pub fn note(&mut self, programs: Programs, containers: Containers) {
+        let room = self.max_entries.saturating_sub(self.programs.len());
+        self.programs.extend(programs.into_iter().take(room));
+        let room = self.max_entries.saturating_sub(self.containers.len());
+        self.containers.extend(containers.into_iter().take(room));
+    }
+
+    /// A copy with the entries of a scope only.
+    pub fn of_scope(&self, scope: &Scope) -> Self {
+        let is_wanted = |key: &Key| scope.matches(key.pid, key.container.as_deref());
+        let entries = self.entries.iter().filter(|(key, _)| is_wanted(key));
+        let entries = entries.map(|(key, count)| (key.clone(), *count)).collect();
+        let (lost, programs, containers) =
+            (self.lost.clone(), self.programs.clone(), self.containers.clone());
+        Self { lost, programs, containers, entries, ..*self }
     }
 
     /// Counts samples of one stack, or counts them as lost when the window is full.
@@ -108,44 +151,6 @@ impl Window {
     /// How many different stacks there are.
     pub fn len(&self) -> usize {
         self.entries.len()
-    }
-}
-
-/// What an answer is made of: the entries of a scope over one or more windows.
-#[derive(Debug, Clone)]
-pub struct Selection {
-    pub from: SystemTime,
-    pub to: SystemTime,
-    pub samples: u64,
-    pub lost: Losses,
-    pub entries: HashMap<Key, u64>,
-}
-
-impl Selection {
-    /// Gathers the entries of `scope` from windows in order of time; `None` without a window.
-    pub fn gather<'a>(windows: impl IntoIterator<Item = &'a Window>, scope: &Scope) -> Option<Self> {
-        let mut selection: Option<Self> = None;
-        for window in windows {
-            let (from, to) = (window.from, window.to);
-            let all = selection.get_or_insert_with(|| Self {
-                from,
-                to,
-                samples: 0,
-                lost: Losses::new(),
-                entries: HashMap::new(),
-            });
-            all.to = to;
-            for (reason, count) in &window.lost {
-                *all.lost.entry(reason).or_default() += count;
-            }
-            for (key, count) in window.entries() {
-                if scope.matches(key.pid, key.container.as_deref()) {
-                    *all.entries.entry(key.clone()).or_default() += count;
-                    all.samples += count;
-                }
-            }
-        }
-        selection
     }
 }
 
