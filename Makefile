@@ -34,6 +34,8 @@ reference: ## regenerate the files that are generated from the code
 	@mkdir -p target
 	cargo run --quiet -p kpulse-event-gateway -- schema >target/event.schema.json
 	mv target/event.schema.json event-gateway/schema/event.schema.json
+	cargo run --quiet -p kpulse-event-gateway -- schema profiles >target/profile.schema.json
+	mv target/profile.schema.json event-gateway/schema/profile.schema.json
 	for file in $$(find exporter-ebpf/src/probes event-gateway/src/watch -name '*.mapping.json'); do \
 		cargo run --quiet -p kpulse-event-gateway -- mapping $$(basename $$file .mapping.json) >target/mapping.json && \
 		mv target/mapping.json $$file || exit; \

@@ -4,6 +4,7 @@
 //! zero. The JSON Schema is generated from these types; within one [`SCHEMA_VERSION`] fields are only added.
 
 use crate::clock::rfc3339;
+use crate::container::ContainerIdentity;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -64,13 +65,14 @@ pub struct Ecs<T = String> {
 pub struct EventFields<T = String> {
     /// UUIDv7 made once from the event's own time: a replay anywhere collapses into the same document.
     pub id: T,
-    /// Always `event`.
+    /// `event`; of a profile `metric`.
     pub kind: T,
     /// Always `kpulse`.
     pub module: T,
-    /// Always `kpulse.events`.
+    /// `kpulse.events`, or `kpulse.profiles`.
     pub dataset: T,
-    /// Kind of the event: `packet_drop`, `runqueue_delay`; also the name of its object below `kpulse`.
+    /// Kind of the event: `packet_drop`, `runqueue_delay`; also the name of its object below `kpulse`. Of a profile
+    /// `cpu_profile`.
     pub action: T,
     /// How long it took, in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -283,6 +285,27 @@ impl Event {
     }
 }
 
+/// What a document says of a container, of what runs it, and of its pod.
+pub fn of_container(known: &ContainerIdentity) -> (Container, Option<Orchestrator>, Option<Kubernetes>) {
+    let container = Container {
+        id: known.id.clone(),
+        name: known.container.clone(),
+        runtime: known.runtime.map(str::to_owned),
+        image: None,
+    };
+    if known.pod_uid.is_none() && known.pod.is_none() {
+        return (container, None, None);
+    }
+    let orchestrator =
+        Orchestrator { kind: "kubernetes".to_owned(), namespace: known.namespace.clone(), cluster: None };
+    let kubernetes = Kubernetes {
+        pod: Some(Pod { name: known.pod.clone(), uid: known.pod_uid.clone() }),
+        container: known.container.clone().map(|name| Named { name }),
+        node: None,
+    };
+    (container, Some(orchestrator), Some(kubernetes))
+}
+
 fn id_at(time: SystemTime) -> String {
     let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let stamp = Timestamp::from_unix(NoContext, since_epoch.as_secs(), since_epoch.subsec_nanos());
@@ -306,10 +329,15 @@ pub fn schema_of<T: JsonSchema>() -> Value {
 
 /// The JSON Schema of [`Event`] (draft 2020-12); what each kind has of its own is any object here.
 pub fn schema() -> Value {
+    document_schema::<Event>()
+}
+
+/// The JSON Schema of a whole document (draft 2020-12), each of its types under its name.
+pub fn document_schema<T: JsonSchema>() -> Value {
     let mut schema = SchemaSettings::draft2020_12()
         .for_serialize()
         .into_generator()
-        .into_root_schema_for::<Event>()
+        .into_root_schema_for::<T>()
         .to_value();
     forbid_null(&mut schema);
     schema

@@ -21,6 +21,8 @@ use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Where the API of `run` is unless it is told another place.
+const API_ADDRESS: &str = "127.0.0.1:10851";
 /// Least size of the store: below it SQLite's own pages dominate.
 const STORE_BYTES_MIN: u64 = 1 << 20;
 /// Least size of the spool: room for one chunk.
@@ -36,7 +38,7 @@ pub struct Config {
     pub path: Paths,
     /// Metrics and health.
     pub web: Web,
-    /// Events and the page.
+    /// Events and the page of `run`; profiles for `forward`.
     pub api: Api,
     /// Which probes run; by default all but those that cost more than most want to pay.
     pub probes: BTreeMap<String, bool>,
@@ -91,17 +93,18 @@ impl Default for Web {
     }
 }
 
-/// Events and the page.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Events and the page of `run`; profiles for `forward`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
-    /// Address of the API and the page; a loopback address.
+    /// Address of the API, a loopback address; empty for 127.0.0.1:10851 of `run` and none of `forward`.
     pub listen_address: String,
 }
 
-impl Default for Api {
-    fn default() -> Self {
-        Self { listen_address: "127.0.0.1:10851".to_owned() }
+impl Api {
+    /// The address of `run`, which always has one.
+    pub fn address(&self) -> &str {
+        if self.listen_address.is_empty() { API_ADDRESS } else { &self.listen_address }
     }
 }
 
@@ -242,7 +245,15 @@ mod tests {
 
     #[test]
     fn the_api_stays_on_this_machine() {
-        for address in ["127.0.0.1:0", "127.8.9.10:1", "[::1]:10851", "localhost:10851", "not an address"] {
+        for address in [
+            "",
+            API_ADDRESS,
+            "127.0.0.1:0",
+            "127.8.9.10:1",
+            "[::1]:10851",
+            "localhost:10851",
+            "not an address",
+        ] {
             assert!(check_loopback(address).is_ok(), "{address}");
         }
         for address in [":10851", "0.0.0.0:10851", "[::]:10851", "192.0.2.1:10851", "[::ffff:127.0.0.1]:1"] {

@@ -1,16 +1,18 @@
-//! `kpulse-event-gateway forward`: rings → enrich → route → spool on disk → Kafka.
+//! `kpulse-event-gateway forward`: rings → enrich → route → spool on disk → Kafka, and profiles that are posted → spool.
 
-use crate::config::Config;
+use crate::config::{Api, Config};
 use crate::lines::{self, Lines};
-use crate::metrics;
 use crate::run::{Destination, serve_node};
 use crate::sink::kafka::{Producer, ProducerCounts};
 use crate::spool::disk::{DiskSpool, FILE, Record};
+use crate::{metrics, profiles};
 use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
 use kpulse_common::config::Value;
+use kpulse_common::http::{self, Server};
 use kpulse_common::logging;
 use std::io::{BufRead, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +36,9 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct ForwardFlags {
     #[command(flatten)]
     web: crate::WebFlags,
+    /// Address, on this machine only, to which kpulse-profiler posts profiles (`upload.form: gateway`) [default: none].
+    #[arg(long = "api.listen-address", value_name = "ADDRESS", conflicts_with = "input")]
+    api_listen_address: Option<String>,
     /// Send the events of this file instead of the kernel's, one JSON document a line, and end; `-` reads from stdin.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -64,7 +69,8 @@ impl Sender {
 
 /// Runs until SIGTERM or SIGINT, or until a file was sent.
 pub fn run(common: &CommonFlags, flags: ForwardFlags) -> Result<()> {
-    let overrides = flags.web.overrides();
+    let mut overrides = flags.web.overrides();
+    overrides.extend(crate::api_override(&flags.api_listen_address));
     match flags.input {
         None => forward_node(common, &overrides),
         Some(path) => forward_file(common, overrides, &path),
@@ -84,17 +90,30 @@ fn open(config: &Config) -> Result<(DiskSpool, Producer, PathBuf)> {
 fn forward_node(common: &CommonFlags, overrides: &[(String, Value)]) -> Result<()> {
     let mut sender = None;
     let served = serve_node(common, overrides, |config| {
+        let api = listen(&config.api)?;
         let (spool, producer, store) = open(config)?;
         let counts = producer.counts();
         sender = Some(Sender::start(producer)?);
-        let (sink, bounds) = (Box::new(spool.clone()), spool.bounds().clone());
-        let metrics = move |out: &mut _| metrics::forward(&spool.state(), &bounds, &counts(), out);
-        Ok(Destination { sink, store, api: None, metrics: Box::new(metrics) })
+        let (sink, bounds, taken) = (Box::new(spool.clone()), spool.bounds().clone(), Arc::default());
+        let handler = profiles::handler(spool.clone(), config.labels.clone(), Arc::clone(&taken));
+        let api = api.map(|listener| (listener, Server::usual(handler).taking(profiles::POSTS)));
+        let metrics = move |out: &mut _| {
+            metrics::forward(&spool.state(), &bounds, &counts(), out);
+            metrics::profiles(&taken, out);
+        };
+        Ok(Destination { sink, store, api, metrics: Box::new(metrics) })
     });
     if let Some(sender) = sender {
         sender.stop();
     }
     served
+}
+
+/// Where profiles are taken, if they are to be.
+fn listen(api: &Api) -> Result<Option<TcpListener>> {
+    let address = &api.listen_address;
+    let bound = (!address.is_empty()).then(|| http::bind(address, "--api.listen-address"));
+    Ok(bound.transpose()?)
 }
 
 fn forward_file(common: &CommonFlags, overrides: Vec<(String, Value)>, path: &Path) -> Result<()> {

@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod config;
+mod dataset;
 mod enrich;
 mod events;
 mod forward;
@@ -17,6 +18,7 @@ mod netlink;
 mod page;
 mod pipeline;
 mod policies;
+mod profiles;
 mod query;
 mod reference;
 mod replay;
@@ -34,6 +36,7 @@ mod watch;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, FromArgMatches};
 use config::Config;
+use dataset::Dataset;
 use kpulse_common::cli::{self, CommonFlags};
 use kpulse_common::config::Value;
 use kpulse_common::logging;
@@ -54,9 +57,9 @@ struct CommandLine {
 enum Command {
     /// Attach the probes and keep their events in one SQLite file, with API and page.
     Run(RunFlags),
-    /// Attach the probes and send their events to Kafka.
+    /// Attach the probes and send their events to Kafka, and the profiles that the profiler posts.
     Forward(forward::ForwardFlags),
-    /// Store the events of Kafka in Elasticsearch or OpenSearch.
+    /// Store the events and profiles of Kafka in Elasticsearch or OpenSearch.
     Index(WebFlags),
     /// Make the topics and index templates that are missing.
     Setup(setup::SetupFlags),
@@ -68,12 +71,20 @@ enum Command {
     Import(import::ImportFlags),
     /// Attach the probes once and say which of them work here.
     Check,
-    /// Print the JSON Schema of an event.
-    Schema,
+    /// Print the JSON Schema of an event, or of a profile.
+    Schema(SchemaFlags),
     /// Print the index template of events for Elasticsearch and OpenSearch.
     Mapping(MappingFlags),
     /// Print every kind of event and every field as EVENTS.md has them.
     Reference,
+}
+
+/// Flags of `schema`.
+#[derive(clap::Args, Debug)]
+struct SchemaFlags {
+    /// Which documents.
+    #[arg(value_enum, default_value_t = Dataset::Events)]
+    dataset: Dataset,
 }
 
 /// Flags of `mapping`.
@@ -104,6 +115,11 @@ struct RunFlags {
     api_listen_address: Option<String>,
 }
 
+/// The value of `--api.listen-address` as one of the configuration.
+fn api_override(address: &Option<String>) -> Option<(String, Value)> {
+    Some(("api.listen_address".to_owned(), Value::new(None, address.clone()?)))
+}
+
 impl WebFlags {
     fn overrides(&self) -> Vec<(String, Value)> {
         let given =
@@ -116,8 +132,7 @@ impl WebFlags {
 impl RunFlags {
     fn overrides(self) -> Vec<(String, Value)> {
         let mut overrides = self.web.overrides();
-        let api = self.api_listen_address.map(|address| Value::new(None, address));
-        overrides.extend(api.map(|address| ("api.listen_address".to_owned(), address)));
+        overrides.extend(api_override(&self.api_listen_address));
         overrides
     }
 }
@@ -143,7 +158,7 @@ fn start() -> Result<()> {
             check::run(&config)
         }
         Command::Reference => reference::write(std::io::stdout().lock()),
-        Command::Schema => print(&schema::whole()),
+        Command::Schema(flags) => print(&schema::of(flags.dataset)),
         Command::Mapping(MappingFlags { kind: None }) => print(&mapping::template()),
         Command::Mapping(MappingFlags { kind: Some(name) }) => {
             print(&mapping::fragment(&schema::kind(&name)?))

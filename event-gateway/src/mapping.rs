@@ -7,6 +7,7 @@
 
 use crate::schema::{self, Kind, resolve};
 use kpulse_common::event::{ECS_VERSION, SCHEMA_VERSION};
+use kpulse_common::profile;
 use serde_json::{Map, Value, json};
 
 /// Annotation of a field in the schema with its mapping.
@@ -21,6 +22,13 @@ pub const DATASETS: [&str; 3] = ["events", "profiles", "camera"];
 pub fn template() -> Value {
     let mut template = head("events");
     template["template"] = json!({"mappings": mappings(&schema::whole())});
+    template
+}
+
+/// The body of `PUT _index_template/kpulse-profiles`.
+pub fn profiles() -> Value {
+    let mut template = head("profiles");
+    template["template"] = json!({"mappings": mappings(&profile::schema())});
     template
 }
 
@@ -138,6 +146,34 @@ mod tests {
             let root = json!({"$defs": {"Text": {"type": "string"}}});
             assert_eq!(field_of(&root, &schema), mapping, "{schema}");
         }
+    }
+
+    #[test]
+    fn a_profile_is_asked_by_its_fields_and_its_stacks_are_only_kept() {
+        let template = profiles();
+        assert_eq!(template["index_patterns"], json!(["logs-kpulse.profiles-*"]));
+        let of = |path: &str| {
+            let path = path.replace('.', "/properties/");
+            template
+                .pointer(&format!("/template/mappings/properties/{path}"))
+                .unwrap_or_else(|| panic!("no {path}"))
+        };
+        for (field, wanted) in [
+            ("@timestamp", "date_nanos"),
+            ("event.duration", "long"),
+            ("service.name", "keyword"),
+            ("container.id", "keyword"),
+            ("kpulse.profile.samples", "long"),
+            ("kpulse.profile.samples_left_out", "long"),
+            ("kpulse.profile.period_ns", "long"),
+            ("kpulse.profile.lost", "object"),
+            ("kpulse.profile.top.function", "keyword"),
+            ("kpulse.profile.top.samples", "long"),
+        ] {
+            assert_eq!(of(field)["type"], wanted, "{field}");
+        }
+        let folded = of("kpulse.profile.folded");
+        assert_eq!(folded, &json!({"type": "keyword", "index": false, "doc_values": false}));
     }
 
     #[test]

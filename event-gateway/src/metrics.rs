@@ -1,5 +1,6 @@
 //! What does the gateway say about itself to Prometheus?
 
+use crate::profiles::{REFUSALS, Taken};
 use crate::sink::kafka::ProducerCounts;
 use crate::spool::Spool;
 use crate::spool::disk::{Bounds, LOSSES, State};
@@ -77,14 +78,20 @@ const PROCESSES_DISPLACED: MetricDef = MetricDef::counter(
 );
 
 const DISK_EVENTS: MetricDef =
-    MetricDef::gauge("kpulse_disk_spool_events", "Events on disk that wait for Kafka.", &[]);
-const DISK_BYTES: MetricDef =
-    MetricDef::gauge("kpulse_disk_spool_bytes", "Size of the events on disk that wait for Kafka.", &[]);
-const DISK_BYTES_MAX: MetricDef =
-    MetricDef::gauge("kpulse_disk_spool_capacity_bytes", "Size that the events on disk may have.", &[]);
+    MetricDef::gauge("kpulse_disk_spool_events", "Events and profiles on disk that wait for Kafka.", &[]);
+const DISK_BYTES: MetricDef = MetricDef::gauge(
+    "kpulse_disk_spool_bytes",
+    "Size of the events and profiles on disk that wait for Kafka.",
+    &[],
+);
+const DISK_BYTES_MAX: MetricDef = MetricDef::gauge(
+    "kpulse_disk_spool_capacity_bytes",
+    "Size that the events and profiles on disk may have.",
+    &[],
+);
 const DISK_OLDEST: MetricDef = MetricDef::gauge(
     "kpulse_disk_spool_oldest_seconds",
-    "How long the oldest event on disk has waited for Kafka.",
+    "How long the oldest event or profile on disk has waited for Kafka.",
     &[],
 );
 const DISK_LOST: MetricDef = MetricDef::counter(
@@ -96,7 +103,7 @@ const FORWARDED: MetricDef =
     MetricDef::counter("kpulse_events_forwarded_total", "Events that Kafka acknowledged.", &[]);
 const FORWARD_RETRIES: MetricDef = MetricDef::counter(
     "kpulse_forward_retries_total",
-    "Events that Kafka did not take and that were sent again, by its error.",
+    "Events and profiles that Kafka did not take and that were sent again, by its error.",
     &[Label::Named("cause")],
 );
 const FORWARD_DELAY: MetricDef = MetricDef::histogram(
@@ -104,6 +111,24 @@ const FORWARD_DELAY: MetricDef = MetricDef::histogram(
     "Time from the spool's acknowledgement to that of Kafka.",
     &[],
 );
+
+const PROFILES_TAKEN: MetricDef = MetricDef::counter(
+    "kpulse_profiles_taken_total",
+    "Profiles of the profiler that the spool took; one that came twice counts twice.",
+    &[],
+);
+const PROFILES_REFUSED: MetricDef = MetricDef::counter(
+    "kpulse_profiles_refused_total",
+    "Requests with profiles of which none was taken, by reason.",
+    &[Label::Named("reason")],
+);
+const PROFILES_LOST: MetricDef = MetricDef::counter(
+    "kpulse_profiles_lost_total",
+    "Profiles that were on disk and never reached Kafka, by reason.",
+    &[Label::Named("reason")],
+);
+const PROFILES_FORWARDED: MetricDef =
+    MetricDef::counter("kpulse_profiles_forwarded_total", "Profiles that Kafka acknowledged.", &[]);
 
 /// Every family that `run` and `forward` may tell, but for those of the process itself.
 pub const FAMILIES: &[&MetricDef] = &[
@@ -133,6 +158,10 @@ pub const FAMILIES: &[&MetricDef] = &[
     &FORWARDED,
     &FORWARD_RETRIES,
     &FORWARD_DELAY,
+    &PROFILES_TAKEN,
+    &PROFILES_REFUSED,
+    &PROFILES_LOST,
+    &PROFILES_FORWARDED,
 ];
 
 /// Adds what happens between the spool and Kafka.
@@ -145,13 +174,24 @@ pub fn forward(spool: &State, bounds: &Bounds, counts: &ProducerCounts, out: &mu
     // From 0 on, so that the first loss is seen as one.
     for reason in LOSSES {
         out.count(&DISK_LOST, &[reason], spool.dropped.get(reason).copied().unwrap_or(0));
+        out.count(&PROFILES_LOST, &[reason], spool.dropped_profiles.get(reason).copied().unwrap_or(0));
     }
     out.count(&FORWARDED, &[], counts.sent);
+    out.count(&PROFILES_FORWARDED, &[], counts.sent_profiles);
     for (cause, count) in &counts.retries {
         out.count(&FORWARD_RETRIES, &[cause], *count);
     }
     out.histogram(&FORWARD_DELAY, &[], counts.delay.clone());
     out.count(&SINK_UP, &["kafka"], u64::from(counts.error.is_none()));
+}
+
+/// Adds what came of profiles that were posted.
+pub fn profiles(taken: &Taken, out: &mut Samples) {
+    let (profiles, refused) = taken.counts();
+    out.count(&PROFILES_TAKEN, &[], profiles);
+    for reason in REFUSALS {
+        out.count(&PROFILES_REFUSED, &[reason], refused.get(reason).copied().unwrap_or(0));
+    }
 }
 
 /// Adds the pipeline's own families.

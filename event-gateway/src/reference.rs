@@ -6,8 +6,8 @@ use crate::schema::{self, resolve};
 use crate::watch::{self, Watch};
 use crate::{index, metrics};
 use anyhow::Result;
-use kpulse_common::event;
 use kpulse_common::thresholds::Thresholds;
+use kpulse_common::{event, profile};
 use kpulse_exporter_ebpf::hook::Hook;
 use kpulse_exporter_ebpf::{Probe, Want};
 use serde_json::{Map, Value};
@@ -19,7 +19,8 @@ const HEAD: &str = "\
 Written by `make reference` from the declarations in the code; do not edit.
 
 An event is one JSON document. What a kind tells beyond the fields that all have stands in `kpulse.KIND`. What is not known
-is left out, never null and never zero. `event-gateway/schema/event.schema.json` is the JSON Schema.
+is left out, never null and never zero. `event-gateway/schema/event.schema.json` is the JSON Schema; profiles, which are other
+documents in a topic and a data stream of their own, have `profile.schema.json`.
 
 ## Kinds
 
@@ -43,6 +44,16 @@ const OWN: &str = "
 ## Fields of each kind
 
 Below `kpulse.KIND`. A kind that is not here has none.
+";
+
+const PROFILES: &str = "
+## Fields of profiles
+
+A document for each window and service that kpulse-profiler sends (`upload.form: gateway`): a container, or a program outside
+of containers.
+
+| field | type | what |
+|---|---|---|
 ";
 
 const METRICS: &str = "
@@ -86,6 +97,8 @@ pub fn write(mut out: impl Write) -> Result<()> {
             table(&mut out, &body, "")?;
         }
     }
+    write!(out, "{PROFILES}")?;
+    table(&mut out, &profile::schema(), "")?;
     write!(out, "{METRICS}")?;
     let mut families: Vec<_> = metrics::FAMILIES.iter().chain(index::FAMILIES).collect();
     families.sort_by_key(|family| family.name);
@@ -177,6 +190,7 @@ mod tests {
             page.contains("### packet_drop\n") && page.contains("| `destination.ip` | string |"),
             "{page}"
         );
+        assert!(page.contains("| `kpulse.profile.samples` | integer |"), "{page}");
         assert!(count > 100 && page.contains("| `process.thread.name` | string |"), "{page}");
     }
 }

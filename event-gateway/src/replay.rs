@@ -1,10 +1,11 @@
-//! `kpulse-event-gateway replay-dead-letters`: what Elasticsearch refused goes back to the topic of events.
+//! `kpulse-event-gateway replay-dead-letters`: what Elasticsearch refused goes back to the topic that it was in.
 //!
 //! It reads up to what is there when it starts, so a record that is refused again does not go round for ever. A record
 //! is committed once Kafka has its copy; what a crash repeats is one document by its id.
 
 use crate::config::Config;
-use crate::sink::kafka::{Health, KafkaConfig, Role, original, refused};
+use crate::dataset::Dataset;
+use crate::sink::kafka::{Health, KafkaConfig, Role, original, refused, topic_of_dead_letter};
 use anyhow::{Context, Result, anyhow};
 use kpulse_common::cli::CommonFlags;
 use kpulse_common::logging;
@@ -27,43 +28,54 @@ pub fn run(common: &CommonFlags) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let replayed = runtime.block_on(replay(&config.kafka))?;
-    writeln!(std::io::stdout(), "{replayed} dead letters went back to {}", config.kafka.topic)
-        .context("cannot write to stdout")
+    for (dataset, count) in Dataset::ALL.into_iter().zip(replayed) {
+        // Most have none of another dataset.
+        if count > 0 || dataset == Dataset::Events {
+            let topic = config.kafka.topic_of(dataset);
+            writeln!(std::io::stdout(), "{count} dead letters went back to {topic}")
+                .context("cannot write to stdout")?;
+        }
+    }
+    Ok(())
 }
 
-async fn replay(config: &KafkaConfig) -> Result<u64> {
+/// How many of each dataset.
+async fn replay(config: &KafkaConfig) -> Result<[u64; Dataset::ALL.len()]> {
     // A group of its own, which remembers what was replayed.
     let own = KafkaConfig { group: format!("{}-replay", config.group), ..config.clone() };
     let consumer: BaseConsumer<Health> =
         own.client(Role::Consumer)?.create_with_context(Health::default()).map_err(refused)?;
     let producer: FutureProducer<Health> =
         config.client(Role::Producer)?.create_with_context(Health::default()).map_err(refused)?;
-    let topic = &config.dead_letter_topic;
-    let mut replayed = 0;
-    for (partition, from, to) in ranges(&consumer, topic)? {
+    let dead_letters = &config.dead_letter_topic;
+    let mut replayed = [0; Dataset::ALL.len()];
+    for (partition, from, to) in ranges(&consumer, dead_letters)? {
         let mut start = TopicPartitionList::new();
-        start.add_partition_offset(topic, partition, Offset::Offset(from))?;
+        start.add_partition_offset(dead_letters, partition, Offset::Offset(from))?;
         consumer.assign(&start)?;
         let mut next = from;
         while next < to {
             let message = consumer
                 .poll(TIMEOUT)
-                .ok_or_else(|| anyhow!("Kafka gives nothing more of {topic} within {TIMEOUT:?}"))?;
-            let message = message.with_context(|| format!("cannot read {topic}"))?;
+                .ok_or_else(|| anyhow!("Kafka gives nothing more of {dead_letters} within {TIMEOUT:?}"))?;
+            let message = message.with_context(|| format!("cannot read {dead_letters}"))?;
             if message.offset() >= to {
                 break;
             }
+            let topic = topic_of_dead_letter(&message);
+            let is_profile = topic == Some(config.topic_of(Dataset::Profiles));
+            let dataset = if is_profile { Dataset::Profiles } else { Dataset::Events };
             let mut record: FutureRecord<'_, [u8], [u8]> =
-                FutureRecord::to(&config.topic).headers(original(&message));
+                FutureRecord::to(config.topic_of(dataset)).headers(original(&message));
             record.key = message.key();
             record.payload = message.payload();
             producer.send(record, Timeout::Never).await.map_err(|(error, _)| error)?;
-            replayed += 1;
+            replayed[dataset as usize] += 1;
             next = message.offset() + 1;
             // Of the last one, and now and then before: what is replayed twice costs little.
-            if next >= to || replayed % 1_000 == 0 {
+            if next >= to || next % 1_000 == 0 {
                 let mut done = TopicPartitionList::new();
-                done.add_partition_offset(topic, partition, Offset::Offset(next))?;
+                done.add_partition_offset(dead_letters, partition, Offset::Offset(next))?;
                 consumer.commit(&done, CommitMode::Sync)?;
             }
         }

@@ -11,11 +11,11 @@ use crate::sink::local::{FILE, LocalSink};
 use crate::spool::Spool;
 use crate::tally::Tally;
 use crate::watch::{Queue, Watchers};
-use crate::{api, metrics};
+use crate::{api, metrics, profiles};
 use anyhow::{Context, Result};
 use kpulse_common::cli::{self, CommonFlags, Shutdown};
 use kpulse_common::config::{Value, changed_keys};
-use kpulse_common::http::{self, Handler, Observability, WebConfig};
+use kpulse_common::http::{self, Handler, Observability, Server, WebConfig};
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_common::{logging, memory, self_metrics};
@@ -39,8 +39,8 @@ pub struct Destination {
     pub sink: Box<dyn Sink>,
     /// Its file.
     pub store: PathBuf,
-    /// The API and the page, where there is something to show.
-    pub api: Option<(TcpListener, Handler)>,
+    /// The API, where there is something to show or to take.
+    pub api: Option<(TcpListener, Server)>,
     /// What the rest of the way tells of itself.
     pub metrics: Box<dyn Fn(&mut Samples) + Send + Sync>,
 }
@@ -60,11 +60,11 @@ struct Shared {
 /// Runs with the embedded store until SIGTERM or SIGINT.
 pub fn run(common: &CommonFlags, overrides: &[(String, Value)]) -> Result<()> {
     serve_node(common, overrides, |config| {
-        let api = http::bind(&config.api.listen_address, "--api.listen-address")?;
+        let api = http::bind(config.api.address(), "--api.listen-address")?;
         let store = cli::state_dir().join(FILE);
         let sink = Box::new(LocalSink::open(&store, config.output.local.clone())?);
-        let handler = api::handler(store.clone());
-        Ok(Destination { sink, store, api: Some((api, handler)), metrics: Box::new(|_| ()) })
+        let server = Server::usual(api::handler(store.clone())).taking(profiles::POSTS);
+        Ok(Destination { sink, store, api: Some((api, server)), metrics: Box::new(|_| ()) })
     })
 }
 
@@ -109,13 +109,10 @@ async fn serve(
     });
     announce(&web, api.as_ref().map(|(listener, _)| listener), &store);
     let (stop_http, stopped) = watch::channel(());
-    let api = api.map(|(listener, handler)| (listener, handler, None));
-    let served = [(web, observability(shared.clone()), protection)].into_iter().chain(api);
-    let servers: Vec<_> = served
-        .map(|(listener, handler, protection)| {
-            tokio::spawn(answer(listener, handler, protection, stopped.clone()))
-        })
-        .collect();
+    let server = Server::usual(observability(shared.clone())).protected_by(protection);
+    let served = [(web, server)].into_iter().chain(api);
+    let servers: Vec<_> =
+        served.map(|(listener, server)| tokio::spawn(answer(listener, server, stopped.clone()))).collect();
 
     let loading = load(&config, &shared.probes)?;
     let (ring, lives) = tokio::select! {
@@ -164,17 +161,12 @@ fn announce(web: &TcpListener, api: Option<&TcpListener>, store: &Path) {
     );
 }
 
-async fn answer(
-    listener: TcpListener,
-    handler: Handler,
-    protection: Option<Arc<WebConfig>>,
-    mut stopped: watch::Receiver<()>,
-) {
+async fn answer(listener: TcpListener, server: Server, mut stopped: watch::Receiver<()>) {
     let until = async move {
         // The sender is dropped to stop; it never sends.
         let _ = stopped.changed().await;
     };
-    if let Err(error) = http::serve_protected(listener, handler, protection, until).await {
+    if let Err(error) = server.serve(listener, until).await {
         tracing::error!("an HTTP server ended: {error}");
     }
 }

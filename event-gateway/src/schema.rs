@@ -1,9 +1,10 @@
-//! The JSON Schema of all documents: what they share, and what each kind has of its own.
+//! The JSON Schema of all documents: of events, what they share, and what each kind has of its own; and of profiles.
 
 use crate::config::event_probes;
+use crate::dataset::Dataset;
 use crate::watch;
 use kpulse_common::cli::Usage;
-use kpulse_common::event;
+use kpulse_common::{event, profile};
 use serde_json::Value;
 
 /// A kind of event, whoever tells it.
@@ -17,7 +18,15 @@ pub struct Kind {
     pub body: fn() -> Value,
 }
 
-/// The whole schema. A kind that it does not know may have any fields: a later version has more of them.
+/// The schema of a dataset.
+pub fn of(dataset: Dataset) -> Value {
+    match dataset {
+        Dataset::Events => whole(),
+        Dataset::Profiles => profile::schema(),
+    }
+}
+
+/// The whole schema of events. A kind that it does not know may have any fields: a later version has more of them.
 pub fn whole() -> Value {
     let mut schema = event::schema();
     let kinds = schema.pointer_mut("/$defs/Kpulse/properties").and_then(Value::as_object_mut);

@@ -1,15 +1,20 @@
-//! The committed schema is the generated one, and real documents obey it.
+//! The committed schemas are the generated ones, and real documents obey them.
 
+use crate::dataset::Dataset;
 use crate::enrich::Enrich;
 use crate::enrich::tests::{dropped, fact};
 use kpulse_common::container::{CgroupId, Hierarchy};
+use kpulse_common::event::{Container, Host};
 use kpulse_common::paths::Paths;
+use kpulse_common::profile::{Function, Profile, Sampled, Stacks};
 use kpulse_exporter_ebpf::Fact;
 use proptest::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 const COMMITTED: &str = include_str!("../schema/event.schema.json");
+const COMMITTED_PROFILE: &str = include_str!("../schema/profile.schema.json");
 
 #[test]
 fn the_committed_schema_is_the_generated_one() {
@@ -18,6 +23,52 @@ fn the_committed_schema_is_the_generated_one() {
         COMMITTED == generated,
         "event-gateway/schema/event.schema.json is stale: write the output of \"kpulse-event-gateway schema\" there"
     );
+}
+
+#[test]
+fn the_committed_schema_of_profiles_is_the_generated_one() {
+    let generated = serde_json::to_string_pretty(&crate::schema::of(Dataset::Profiles)).unwrap() + "\n";
+    assert!(
+        COMMITTED_PROFILE == generated,
+        "event-gateway/schema/profile.schema.json is stale: `make reference` writes it anew"
+    );
+}
+
+proptest! {
+    #[test]
+    fn every_profile_obeys_its_schema_and_reads_back(
+        texts in prop::array::uniform4(any::<String>()),
+        numbers in any::<[u64; 4]>(),
+        container in prop::option::of(any::<String>()),
+        top in prop::collection::vec((any::<String>(), any::<u64>()), 0..4),
+    ) {
+        let validator = jsonschema::validator_for(&serde_json::from_str(COMMITTED_PROFILE).unwrap()).unwrap();
+        let [folded, service, host, probe] = texts;
+        let stacks = Stacks {
+            period_ns: numbers[0],
+            samples: numbers[1],
+            samples_left_out: numbers[2],
+            lost: top.iter().cloned().collect(),
+            top: top.into_iter().map(|(function, samples)| Function { function, samples }).collect(),
+            folded,
+        };
+        let host = Host { id: Some(host), ..Host::default() };
+        let container = container.map(|id| Container { id, name: None, runtime: None, image: None });
+        let window = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_nanos(numbers[3]));
+        let profile = Profile::new(window, host, &service, container, Sampled::new(&probe, stacks));
+        let value = serde_json::to_value(&profile).unwrap();
+        let errors: Vec<_> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        prop_assert!(errors.is_empty(), "{errors:?} in {value}");
+        prop_assert_eq!(serde_json::from_value::<Profile>(value.clone()).unwrap(), profile);
+        for required in ["@timestamp", "event", "host", "service", "kpulse"] {
+            let mut without = value.clone();
+            without.as_object_mut().unwrap().remove(required);
+            prop_assert!(!validator.is_valid(&without), "{required} is missing");
+        }
+        let mut wrong = value;
+        wrong["kpulse"]["profile"]["samples"] = "many".into();
+        prop_assert!(!validator.is_valid(&wrong));
+    }
 }
 
 fn any_fact() -> impl Strategy<Value = Fact> {

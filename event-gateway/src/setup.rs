@@ -105,8 +105,13 @@ fn bodies(config: &ElasticsearchConfig) -> Vec<(String, Value)> {
     component(SHARED, json!({"mappings": mapping::shared()}));
     component(SETTINGS, json!({"settings": {"index": index}}));
     for dataset in mapping::DATASETS {
-        let mut template = mapping::head(dataset);
-        template["composed_of"] = json!([if dataset == "events" { MAPPINGS } else { SHARED }, SETTINGS]);
+        let (mut template, components) = match dataset {
+            "events" => (mapping::head(dataset), json!([MAPPINGS, SETTINGS])),
+            // Its types are nobody else's, so they stand in it.
+            "profiles" => (mapping::profiles(), json!([SETTINGS])),
+            _ => (mapping::head(dataset), json!([SHARED, SETTINGS])),
+        };
+        template["composed_of"] = components;
         bodies.push((format!("_index_template/kpulse-{dataset}"), template));
     }
     bodies

@@ -174,6 +174,8 @@ pub enum UploadForm {
     Otlp,
     /// Parca's `WriteRaw` over HTTP, pprof.
     Parca,
+    /// `kpulse-event-gateway forward` on this machine, documents with folded stacks for Kafka and Elasticsearch.
+    Gateway,
 }
 
 /// Flags of both subcommands.
@@ -212,7 +214,7 @@ pub struct ServeFlags {
     /// Address of a store of profiles that gets every window
     #[arg(long = "upload.url", value_name = "URL")]
     pub upload_url: Option<String>,
-    /// What the store understands: pyroscope, pyroscope-push, otlp or parca [default: pyroscope-push]
+    /// What the store understands: pyroscope, pyroscope-push, otlp, parca or gateway [default: pyroscope-push]
     #[arg(long = "upload.form", value_name = "FORM")]
     pub upload_form: Option<String>,
 }

@@ -36,7 +36,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     tracing::info!(web = %web.local_addr()?, api = %api.local_addr()?, "listening");
 
     let (shared, keeper) = history(&config.history)?;
-    let uploader = Uploader::new(&config.upload, config.sample.period(), &shared)?;
+    let uploader = Uploader::new(&config.upload, config.sample.period(), &config.path, &shared)?;
     let probes = sample::load(config);
     // Without samples the answers still say why, so that nobody has to search a log for it.
     let pipeline = match sample::open(&probes) {

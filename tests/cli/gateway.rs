@@ -35,6 +35,7 @@ impl Gateway {
 }
 
 const SCHEMA: &str = include_str!("../../event-gateway/schema/event.schema.json");
+const PROFILE_SCHEMA: &str = include_str!("../../event-gateway/schema/profile.schema.json");
 
 /// A gateway that is ready, with its two addresses.
 pub struct Running {
@@ -253,4 +254,6 @@ fn help_version_and_schema_are_printed() {
     let schema = run(&mut gateway.command("schema"));
     assert_eq!(schema.code, Some(0));
     assert_eq!(schema.stdout, SCHEMA);
+    let schema = run(gateway.command("schema").arg("profiles"));
+    assert_eq!((schema.code, schema.stdout.as_str()), (Some(0), PROFILE_SCHEMA));
 }

@@ -5,6 +5,7 @@ mod bad_input;
 mod consumers;
 mod faults;
 mod pair;
+mod profiles;
 mod secured;
 mod security;
 

@@ -16,12 +16,21 @@ pub fn get(address: &str, path: &str, headers: &str) -> Answer {
     request(address, "GET", path, headers).unwrap()
 }
 
+/// POST of `body`, whose type and length are header lines as well.
+pub fn post(address: &str, path: &str, headers: &str, body: &str) -> Answer {
+    exchange(address, "POST", path, headers, body).unwrap()
+}
+
 /// Any method; an error when nobody answers.
 pub fn request(address: &str, method: &str, path: &str, headers: &str) -> std::io::Result<Answer> {
+    exchange(address, method, path, headers, "")
+}
+
+fn exchange(address: &str, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(crate::DEADLINE))?;
     let request =
-        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n{body}");
     stream.write_all(request.as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -12,7 +12,7 @@ mod web;
 pub use listen::{activated, bind};
 pub use observability::Observability;
 pub use requests::{REQUESTS, count_requests};
-pub use server::{Server, serve, serve_protected};
+pub use server::{Posts, Server, serve, serve_protected};
 pub use web::WebConfig;
 
 use http_body_util::Full;
@@ -26,10 +26,10 @@ use std::time::{Duration, Instant};
 /// An answer; its body is whole, since everything we serve fits in memory.
 pub type Response = hyper::Response<Full<Bytes>>;
 
-/// A request as handlers see it. Bodies are not read: there is nothing to post yet.
+/// A request as handlers see it.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// GET or HEAD.
+    /// GET or HEAD; POST where the server takes [`Posts`].
     pub method: hyper::Method,
     /// The path, percent-decoded.
     pub path: String,
@@ -37,6 +37,8 @@ pub struct Request {
     pub query: Vec<(String, String)>,
     /// The headers.
     pub headers: hyper::HeaderMap,
+    /// What was posted; empty otherwise.
+    pub body: Bytes,
     /// When it had come in whole; it may have waited since.
     pub received: Instant,
 }

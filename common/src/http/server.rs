@@ -2,8 +2,10 @@
 
 use super::web::Settings;
 use super::{Handler, HttpError, Request, Response, WebConfig, query, requests, text};
-use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
+use hyper::HeaderMap;
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 /// Connections at once; further ones wait in the kernel's backlog.
@@ -29,10 +31,25 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: usize = 32 << 10;
 /// A client that takes nothing of its answer for so long is cut off, or its answer would stay in memory.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client must send its whole body in this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bodies in memory at once; further ones get 503.
+const BODIES_MAX: usize = 4;
 /// How long a shutdown waits for answers that are under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Wait after a failed accept, which most often means that file descriptors ran out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What may be posted to a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Posts {
+    /// To which path.
+    pub path: &'static str,
+    /// As what; a page of another origin may send plain text without asking, but not this.
+    pub content_type: &'static str,
+    /// Most bytes of a body.
+    pub bytes_max: usize,
+}
 
 /// A handler with its bounds; the bounds hold over all listeners that it serves.
 #[derive(Clone)]
@@ -41,20 +58,32 @@ pub struct Server {
     requests: Option<Arc<Semaphore>>,
     connections: Arc<Semaphore>,
     web: Option<Arc<WebConfig>>,
+    posts: Option<(Posts, Arc<Semaphore>)>,
     write_timeout: Duration,
 }
 
 impl Server {
+    /// With the usual bounds.
+    pub fn usual(handler: Handler) -> Self {
+        Self::new(handler, REQUESTS_MAX)
+    }
+
     /// At most `requests_max` requests at once are answered, further ones get 503; 0 is no bound.
     pub fn new(handler: Handler, requests_max: usize) -> Self {
         let requests = (requests_max > 0).then(|| Arc::new(Semaphore::new(requests_max)));
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { handler, requests, connections, web: None, write_timeout: WRITE_TIMEOUT }
+        Self { handler, requests, connections, web: None, posts: None, write_timeout: WRITE_TIMEOUT }
     }
 
     /// With TLS, users, headers and a rate limit as the web configuration says; with `None` everybody may ask.
     pub fn protected_by(self, web: Option<Arc<WebConfig>>) -> Self {
         Self { web, ..self }
+    }
+
+    /// That also takes what is posted to one path.
+    #[must_use]
+    pub fn taking(self, posts: Posts) -> Self {
+        Self { posts: Some((posts, Arc::new(Semaphore::new(BODIES_MAX)))), ..self }
     }
 
     #[cfg(test)]
@@ -165,7 +194,10 @@ impl Server {
     }
 
     async fn answer(&self, request: hyper::Request<Incoming>) -> Response {
-        if !matches!(*request.method(), hyper::Method::GET | hyper::Method::HEAD) {
+        let path = query::decode(request.uri().path(), false);
+        let posts = self.posts.as_ref().filter(|(posts, _)| posts.path == path);
+        let is_post = posts.is_some() && *request.method() == hyper::Method::POST;
+        if !(is_post || matches!(*request.method(), hyper::Method::GET | hyper::Method::HEAD)) {
             let mut response = text(405, "Only GET and HEAD are answered here.\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
@@ -177,24 +209,60 @@ impl Server {
             },
             None => None,
         };
-        let (parts, _) = request.into_parts();
+        let (parts, incoming) = request.into_parts();
+        let (body, room) = match posts.filter(|_| is_post) {
+            Some((posts, bodies)) => match posted(posts, bodies, &parts.headers, incoming).await {
+                Ok((body, room)) => (body, Some(room)),
+                Err(response) => return response,
+            },
+            None => (Bytes::new(), None),
+        };
         let request = Request {
             method: parts.method,
-            path: query::decode(parts.uri.path(), false),
+            path,
             query: query::pairs(parts.uri.query().unwrap_or_default()),
             headers: parts.headers,
+            body,
             received: Instant::now(),
         };
         let handler = Arc::clone(&self.handler);
         let answer = tokio::task::spawn_blocking(move || {
             // Released on this thread: a client that goes away does not make room for another handler.
-            let _permit = permit;
+            let _permits = (permit, room);
             handler(&request)
         });
         answer.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a request handler failed");
             text(500, "The request handler failed; see the log.\n")
         })
+    }
+}
+
+/// The body of a request, and the room that it takes; or why it is not read.
+async fn posted(
+    posts: &Posts,
+    bodies: &Arc<Semaphore>,
+    headers: &HeaderMap,
+    incoming: Incoming,
+) -> Result<(Bytes, OwnedSemaphorePermit), Response> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case(posts.content_type) {
+        return Err(text(415, format!("Only {} is taken here, not {kind:?}.\n", posts.content_type)));
+    }
+    let too_large = || text(413, format!("At most {} bytes are taken at once.\n", posts.bytes_max));
+    if incoming.size_hint().lower() > posts.bytes_max as u64 {
+        return Err(too_large());
+    }
+    let Ok(room) = Arc::clone(bodies).try_acquire_owned() else {
+        return Err(text(503, "Others are posting at present, try again later.\n"));
+    };
+    let read = Limited::new(incoming, posts.bytes_max).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok((Collected::to_bytes(body), room)),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(text(400, format!("The body cannot be read: {error}.\n"))),
+        Err(_) => Err(text(408, format!("The body did not come within {BODY_TIMEOUT:?}.\n"))),
     }
 }
 
@@ -239,5 +307,5 @@ pub async fn serve_protected(
     web: Option<Arc<WebConfig>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), HttpError> {
-    Server::new(handler, REQUESTS_MAX).protected_by(web).serve(listener, shutdown).await
+    Server::usual(handler).protected_by(web).serve(listener, shutdown).await
 }

@@ -241,3 +241,60 @@ fn an_address_that_cannot_be_used_says_why_and_names_the_flag() {
     );
     assert_eq!(error.to_string(), expected);
 }
+
+const POSTS: Posts = Posts { path: "/in", content_type: "application/x-ndjson", bytes_max: 10 };
+
+/// A server that says what was posted.
+fn echo() -> Running {
+    let handler: Handler = Arc::new(|request| {
+        text(200, format!("{} {}", request.method, String::from_utf8_lossy(&request.body)))
+    });
+    Running::run(Server::new(handler, 40).taking(POSTS))
+}
+
+fn post(path: &str, kind: &str, headers: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{headers}\r\n{body}"
+    )
+}
+
+#[test]
+fn takes_a_body_of_the_right_kind_and_size_at_its_path_alone() {
+    let server = echo();
+    let kind = POSTS.content_type;
+    for (path, kind, headers, body, wanted) in [
+        ("/in", kind, "Content-Length: 5\r\n", "hello", "200 OK"),
+        ("/in", "Application/X-NDJSON; charset=utf-8", "Content-Length: 5\r\n", "hello", "200 OK"),
+        ("/in", kind, "Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n", "200 OK"),
+        ("/in", "text/plain", "Content-Length: 5\r\n", "hello", "415 Unsupported"),
+        ("/in", kind, "Content-Length: 11\r\n", "hello world", "413 Payload"),
+        ("/in", kind, "Transfer-Encoding: chunked\r\n", "b\r\nhello world\r\n0\r\n\r\n", "413 Payload"),
+        ("/in", kind, "Transfer-Encoding: chunked\r\n", "x\r\nhello\r\n", "400 Bad"),
+        ("/out", kind, "Content-Length: 5\r\n", "hello", "405 Method"),
+    ] {
+        let answer = server.ask(&post(path, kind, headers, body));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {wanted}")), "{path} {kind} {headers} {answer}");
+        assert_eq!(answer.ends_with("\r\n\r\nPOST hello"), wanted == "200 OK", "{answer}");
+    }
+    assert!(server.get("/in", "").ends_with("\r\n\r\nGET "));
+    let put = "PUT /in HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    assert!(server.ask(put).starts_with("HTTP/1.1 405"));
+}
+
+#[test]
+fn more_bodies_than_there_is_room_for_are_refused_and_those_that_do_not_come_are_not_waited_for() {
+    let server = echo();
+    let head = post("/in", POSTS.content_type, "Content-Length: 5\r\n", "");
+    let waiting: Vec<_> = (0..4).map(|_| server.send(&head)).collect();
+    let whole = format!("{head}hello");
+    let deadline = std::time::Instant::now() + Duration::from_secs(8);
+    while !server.ask(&whole).starts_with("HTTP/1.1 503") {
+        assert!(std::time::Instant::now() < deadline, "the four are not read");
+    }
+    assert!(server.get("/", "").starts_with("HTTP/1.1 200"), "who posts nothing is not concerned");
+    for stream in waiting {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        assert!(read(stream).starts_with("HTTP/1.1 408"));
+    }
+    assert!(server.ask(&whole).ends_with("POST hello"));
+}

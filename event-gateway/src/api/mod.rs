@@ -7,6 +7,7 @@ use crate::page;
 use crate::query::Query;
 use crate::sink::local::Reader;
 use kpulse_common::http::{Handler, Request, Response, html, text, typed};
+use kpulse_common::profile;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ use std::sync::Arc;
 const LIMIT_DEFAULT: usize = 100;
 /// Most events in one answer.
 const LIMIT_MAX: usize = 1_000;
+
+/// What is told who brings profiles to a gateway that ends in its own store.
+const NO_PROFILES: &str = "Profiles are taken by \"kpulse-event-gateway forward\", on their way to Kafka; on a machine without \
+    Kafka they are on the profiler's own page, http://localhost:10852/.\n";
 
 /// The handler of the API's address.
 pub fn handler(store: PathBuf) -> Handler {
@@ -29,6 +34,7 @@ pub fn handler(store: PathBuf) -> Handler {
             "/api/v1/events" => {
                 query(request).map(|query| find(&store, &query).map(|found| json_array(&found)))
             }
+            profile::PATH => return text(404, NO_PROFILES),
             _ => return text(404, "Not found.\n"),
         };
         match answer {
@@ -72,7 +78,7 @@ fn limit(text: &str) -> Result<usize, String> {
 }
 
 /// Whether the client calls this server by a loopback name; HTTP/1.0 sends none.
-fn is_local(request: &Request) -> bool {
+pub fn is_local(request: &Request) -> bool {
     request.headers.get_all("host").iter().all(|host| host.to_str().is_ok_and(is_loopback_name))
 }
 

@@ -13,6 +13,7 @@ fn request(target: &str, host: Option<&'static str>) -> Request {
         path: path.to_owned(),
         query: pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         headers: Default::default(),
+        body: Default::default(),
         received: std::time::Instant::now(),
     };
     if let Some(host) = host {
@@ -83,6 +84,9 @@ fn a_wrong_question_is_explained() {
         assert!(body(response).contains(word), "{target}");
     }
     assert_eq!(handler(&request("/api/v1/nothing", None)).status(), 404);
+    let profiles = handler(&request(kpulse_common::profile::PATH, None));
+    assert_eq!(profiles.status(), 404);
+    assert!(body(profiles).contains("http://localhost:10852/"));
 }
 
 #[test]

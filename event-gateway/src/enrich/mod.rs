@@ -4,7 +4,6 @@
 //! without that field, never dropped.
 
 mod affected;
-mod host;
 mod past;
 mod process;
 
@@ -16,9 +15,9 @@ use affected::Users;
 use kpulse_common::clock::Clock;
 use kpulse_common::container::{CgroupId, ContainerIdentity, Identities, parse_container};
 use kpulse_common::event::{
-    Cgroup, Container, Event, Host, Kpulse, Kubernetes, Named, Orchestrator, Pod, Process, SCHEMA_VERSION,
-    Stack, Thread,
+    Cgroup, Event, Host, Kpulse, Process, SCHEMA_VERSION, Stack, Thread, of_container,
 };
+use kpulse_common::host;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::{Fact, UserStack};
 use process::{Known, Processes};
@@ -187,25 +186,10 @@ fn process(fact: &Fact, known: Option<Known>) -> Process {
 }
 
 fn add_container(event: &mut Event, known: &ContainerIdentity) {
-    event.container = Some(Container {
-        id: known.id.clone(),
-        name: known.container.clone(),
-        runtime: known.runtime.map(str::to_owned),
-        image: None,
-    });
-    if known.pod_uid.is_none() && known.pod.is_none() {
-        return;
-    }
-    event.orchestrator = Some(Orchestrator {
-        kind: "kubernetes".to_owned(),
-        namespace: known.namespace.clone(),
-        cluster: None,
-    });
-    event.kubernetes = Some(Kubernetes {
-        pod: Some(Pod { name: known.pod.clone(), uid: known.pod_uid.clone() }),
-        container: known.container.clone().map(|name| Named { name }),
-        node: None,
-    });
+    let (container, orchestrator, kubernetes) = of_container(known);
+    event.container = Some(container);
+    event.orchestrator = orchestrator;
+    event.kubernetes = kubernetes;
 }
 
 /// The probe's own fields as an object without nulls.

@@ -1,6 +1,7 @@
 //! What became of the records that were read.
 
 use crate::metrics::SINK_UP;
+use crate::sink::elasticsearch::Partition;
 use kpulse_common::metric::{Histogram, Label, MetricDef, Samples};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ pub struct State {
     pub consumed: u64,
     /// New documents.
     pub indexed: u64,
-    /// Events that were documents already.
+    /// Documents that were there already.
     pub duplicates: u64,
     /// Records in the dead-letter topic, by cause.
     pub dead_lettered: BTreeMap<&'static str, u64>,
@@ -40,8 +41,8 @@ pub struct State {
     pub waiting_bytes: u64,
     /// Whether reading waits for Elasticsearch.
     pub is_paused: bool,
-    /// Events that are in Kafka and not committed, by partition.
-    pub lag: BTreeMap<i32, u64>,
+    /// Records that are in Kafka and not committed, by partition.
+    pub lag: BTreeMap<Partition, u64>,
     /// Why Elasticsearch does not take events at present.
     pub error: Option<String>,
 }
@@ -78,10 +79,10 @@ const CONSUMED: MetricDef = MetricDef::counter(
     NONE,
 );
 const INDEXED: MetricDef =
-    MetricDef::counter("kpulse_index_documents_total", "Events that became documents.", NONE);
+    MetricDef::counter("kpulse_index_documents_total", "Events and profiles that became documents.", NONE);
 const DUPLICATES: MetricDef = MetricDef::counter(
     "kpulse_index_duplicates_total",
-    "Events that were documents already: sent or read twice, and visible once.",
+    "Events and profiles that were documents already: sent or read twice, and visible once.",
     NONE,
 );
 const DEAD: MetricDef = MetricDef::counter(
@@ -96,7 +97,7 @@ const DROPPED: MetricDef = MetricDef::counter(
 );
 const RETRIES: MetricDef = MetricDef::counter(
     "kpulse_index_retries_total",
-    "Events that Elasticsearch did not take and that were sent again, by cause.",
+    "Events and profiles that Elasticsearch did not take and that were sent again, by cause.",
     &[Label::Named("cause")],
 );
 const BULKS: MetricDef =
@@ -107,7 +108,7 @@ const BULK_TIME: MetricDef =
     MetricDef::histogram("kpulse_index_bulk_seconds", "Time that bulk requests took.", NONE);
 const END_TO_END: MetricDef = MetricDef::histogram(
     "kpulse_index_delay_seconds",
-    "Time from what happened in the kernel to the acknowledged document.",
+    "Time from what happened in the kernel, or from the end of a profile, to the acknowledged document.",
     NONE,
 );
 const IN_FLIGHT: MetricDef = MetricDef::gauge("kpulse_index_in_flight", "Bulk requests on their way.", NONE);
@@ -123,7 +124,7 @@ const PAUSED: MetricDef =
 const LAG: MetricDef = MetricDef::gauge(
     "kpulse_index_lag",
     "Records in Kafka behind the committed offset, by partition of this member.",
-    &[Label::Named("partition")],
+    &[Label::Named("dataset"), Label::Named("partition")],
 );
 
 /// Every family that `index` may tell, but for those that it shares.
@@ -169,7 +170,7 @@ pub fn samples(state: &State, kafka_error: Option<&str>, out: &mut Samples) {
         out.count(&RETRIES, &[cause], *count);
     }
     for (partition, lag) in &state.lag {
-        out.count(&LAG, &[&partition.to_string()], *lag);
+        out.count(&LAG, &[partition.dataset.name(), &partition.number.to_string()], *lag);
     }
     out.histogram(&BULK_TIME, &[], state.bulk_time.clone());
     out.histogram(&END_TO_END, &[], state.end_to_end.clone());

@@ -1,11 +1,13 @@
 //! Records that can be no documents: kept in a topic of their own, with the reason, for a person to look at.
 
 use super::counts::Counts;
+use crate::dataset::Dataset;
 use crate::sink::elasticsearch::Place;
 use crate::sink::kafka::{Headers, Health, KafkaConfig, Refusal, Role, refused};
 use crate::spool::disk::Record;
 use anyhow::Result;
 use kpulse_common::event::Event;
+use kpulse_common::profile::Profile;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -19,15 +21,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The topic of dead letters.
 pub struct DeadLetters {
     producer: FutureProducer<Health>,
-    topic: String,
-    /// Where the records come from.
-    origin: String,
+    config: KafkaConfig,
     counts: Arc<Counts>,
 }
 
 impl std::fmt::Debug for DeadLetters {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("DeadLetters").field("topic", &self.topic).finish_non_exhaustive()
+        formatter.debug_struct("DeadLetters").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -46,19 +46,25 @@ impl DeadLetters {
     pub fn new(config: &KafkaConfig, counts: Arc<Counts>) -> Result<Self> {
         let producer =
             config.client(Role::Producer)?.create_with_context(Health::quiet()).map_err(refused)?;
-        Ok(Self { producer, topic: config.dead_letter_topic.clone(), origin: config.topic.clone(), counts })
+        Ok(Self { producer, config: config.clone(), counts })
     }
 
-    /// Sends an event that Elasticsearch refused, with the key and the headers that it had.
-    pub async fn send_event(&self, place: Place, json: &[u8], refusal: &Refusal) {
-        let record =
-            serde_json::from_slice::<Event>(json).ok().map(|event| Record::of(&event, String::new()));
+    /// Sends a document that Elasticsearch refused, with the key and the headers that it had.
+    pub async fn send_document(&self, place: Place, json: &[u8], refusal: &Refusal) {
+        let record = match place.partition.dataset {
+            Dataset::Events => {
+                serde_json::from_slice::<Event>(json).ok().map(|event| Record::of(&event, String::new()))
+            }
+            Dataset::Profiles => serde_json::from_slice::<Profile>(json)
+                .ok()
+                .map(|profile| Record::of_profile(&profile, String::new())),
+        };
         let headers = record.as_ref().map(Headers::of);
         let key = record.map(|record| record.key.into_owned().into_bytes());
         self.send(place, key.as_deref(), Some(json), headers, refusal).await;
     }
 
-    /// Sends a record that is no event.
+    /// Sends a record that can be no document.
     pub async fn send_record(&self, it: Rejected) {
         self.send(it.place, it.key.as_deref(), it.payload.as_deref(), Some(it.headers), &it.refusal).await;
     }
@@ -72,11 +78,12 @@ impl DeadLetters {
         headers: Option<OwnedHeaders>,
         refusal: &Refusal,
     ) {
-        let from = (self.origin.as_str(), place.partition, place.offset);
+        let origin = self.config.topic_of(place.partition.dataset);
+        let from = (origin, place.partition.number, place.offset);
         let headers = Headers::of_dead_letter(headers, from, refusal);
         loop {
             let mut record: FutureRecord<'_, [u8], [u8]> =
-                FutureRecord::to(&self.topic).headers(headers.clone());
+                FutureRecord::to(&self.config.dead_letter_topic).headers(headers.clone());
             record.key = key;
             record.payload = payload;
             match self.producer.send(record, Timeout::Never).await {
@@ -86,8 +93,13 @@ impl DeadLetters {
                         .update(|counts| *counts.dead_lettered.entry(refusal.cause).or_default() += 1);
                 }
                 Err((error, _)) if is_final(&error) => {
-                    let (partition, offset) = (place.partition, place.offset);
-                    tracing::error!(partition, offset, "a record is lost, not even a dead letter: {error}");
+                    let (partition, offset) = (place.partition.number, place.offset);
+                    tracing::error!(
+                        topic = origin,
+                        partition,
+                        offset,
+                        "a record is lost, not even a dead letter: {error}"
+                    );
                     break self.counts.update(|counts| counts.dropped += 1);
                 }
                 Err((error, _)) => {

@@ -2,6 +2,7 @@
 
 use super::counts::Counts;
 use super::dead_letter::DeadLetters;
+use crate::dataset::Dataset;
 use crate::sink::elasticsearch::{Client, Outcome, Place, Request, judge};
 use crate::sink::kafka::Refusal;
 use crate::tally::observe;
@@ -37,7 +38,8 @@ pub enum Report {
 #[derive(Debug)]
 pub struct Delivery {
     pub client: Client,
-    pub data_stream: String,
+    /// The data stream of each dataset.
+    pub data_streams: [String; Dataset::ALL.len()],
     pub dead_letters: DeadLetters,
     pub counts: Arc<Counts>,
     pub reports: Sender<Report>,
@@ -105,7 +107,8 @@ impl Delivery {
 
     async fn attempt(&self, part: &Request) -> Attempt {
         let start = Instant::now();
-        let answer = match self.client.bulk(&self.data_stream, part.body()).await {
+        let data_stream = &self.data_streams[part.dataset() as usize];
+        let answer = match self.client.bulk(data_stream, part.body()).await {
             Ok(answer) => answer,
             Err(error) => return Attempt::Failed("unreachable", error),
         };
@@ -178,7 +181,7 @@ impl Delivery {
 
     async fn refuse(&self, part: &Request, index: usize, refusal: Refusal) {
         let (place, _, json) = part.event(index);
-        self.dead_letters.send_event(place, json, &refusal).await;
+        self.dead_letters.send_document(place, json, &refusal).await;
         self.report(Report::Done(vec![place]));
     }
 

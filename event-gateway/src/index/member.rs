@@ -7,7 +7,8 @@ use super::dead_letter::Rejected;
 use super::deliver::Report;
 use super::offsets::Offsets;
 use super::record::parse;
-use crate::sink::elasticsearch::{Batch, ElasticsearchConfig, Request};
+use crate::dataset::Dataset;
+use crate::sink::elasticsearch::{Batch, ElasticsearchConfig, Partition, Request};
 use crate::sink::kafka::{Health, KafkaConfig, Role, original, refused};
 use anyhow::Result;
 use rdkafka::ClientContext;
@@ -50,7 +51,7 @@ pub struct Member {
 pub struct Context {
     state: Mutex<State>,
     health: Arc<Health>,
-    topic: String,
+    kafka: KafkaConfig,
     /// How long a partition that is taken from us may be waited for.
     drain: Duration,
     stop: Arc<AtomicBool>,
@@ -59,7 +60,8 @@ pub struct Context {
 /// What is on its way.
 struct State {
     offsets: Offsets,
-    batch: Batch,
+    /// One for each dataset.
+    batches: [Batch; Dataset::ALL.len()],
     in_flight: usize,
     bytes: usize,
     /// How many batches may be on their way: one more after each success of all of them, half after a failure.
@@ -72,13 +74,13 @@ struct State {
 
 impl State {
     /// Whether the next one may be taken before anything else is looked at.
-    fn take(&mut self, message: &BorrowedMessage<'_>) -> bool {
+    fn take(&mut self, dataset: Dataset, message: &BorrowedMessage<'_>) -> bool {
         self.counts.update(|counts| counts.consumed += 1);
-        let place = self.offsets.read(message.partition(), message.offset());
-        match parse(message.payload(), self.config.decode) {
+        let place = self.offsets.read(Partition { dataset, number: message.partition() }, message.offset());
+        match parse(message.payload(), self.config.decode, dataset) {
             Ok(parsed) => {
-                self.batch.push(place, &parsed.id, parsed.time_ns, &parsed.json);
-                !self.batch_is_full()
+                self.batches[dataset as usize].push(place, &parsed.id, parsed.time_ns, &parsed.json);
+                !self.is_full(dataset)
             }
             Err(refusal) => {
                 let (key, payload) =
@@ -96,12 +98,17 @@ impl State {
         }
     }
 
-    fn batch_is_full(&self) -> bool {
-        self.batch.bytes() >= self.config.max_bulk_bytes
+    fn is_full(&self, dataset: Dataset) -> bool {
+        self.batches[dataset as usize].bytes() >= self.config.max_bulk_bytes
     }
 
-    fn is_due(&self) -> bool {
-        !self.batch.is_empty() && (self.batch_is_full() || self.batch.opened_at().elapsed() >= LINGER)
+    /// A dataset whose batch is to be sent.
+    fn due(&self) -> Option<Dataset> {
+        let is_due = |dataset: &Dataset| {
+            let batch = &self.batches[*dataset as usize];
+            !batch.is_empty() && (self.is_full(*dataset) || batch.opened_at().elapsed() >= LINGER)
+        };
+        Dataset::ALL.into_iter().find(is_due)
     }
 
     /// Rejected records wait here too, so they count.
@@ -109,9 +116,10 @@ impl State {
         (self.in_flight as f64) < self.limit.floor().max(1.0)
     }
 
-    fn send_batch(&mut self) {
-        if !self.batch.is_empty() {
-            let batch = std::mem::replace(&mut self.batch, Batch::new(self.config.max_bulk_bytes));
+    fn send_batch(&mut self, dataset: Dataset) {
+        let batch = &mut self.batches[dataset as usize];
+        if !batch.is_empty() {
+            let batch = std::mem::replace(batch, Batch::new(dataset, self.config.max_bulk_bytes));
             self.bytes += batch.bytes();
             self.send(Work::Request(batch.into_request()));
         }
@@ -138,7 +146,8 @@ impl State {
             self.apply(report);
             next = self.reports.try_recv().ok();
         }
-        let (in_flight, bytes, limit) = (self.in_flight, self.bytes + self.batch.bytes(), self.limit);
+        let gathered: usize = self.batches.iter().map(Batch::bytes).sum();
+        let (in_flight, bytes, limit) = (self.in_flight, self.bytes + gathered, self.limit);
         self.counts.update(|counts| {
             counts.in_flight = in_flight as u64;
             counts.waiting_bytes = bytes as u64;
@@ -162,8 +171,8 @@ impl State {
     }
 
     /// Waits until the fate of what was read of these partitions is known, at most this long.
-    fn drain(&mut self, partitions: &[i32], time: Duration) {
-        self.send_batch();
+    fn drain(&mut self, partitions: &[Partition], time: Duration) {
+        Dataset::ALL.into_iter().for_each(|dataset| self.send_batch(dataset));
         let deadline = Instant::now() + time;
         while self.offsets.is_pending(partitions) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
@@ -178,6 +187,17 @@ impl Context {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn dataset(&self, topic: &str) -> Option<Dataset> {
+        Dataset::ALL.into_iter().find(|dataset| self.kafka.topic_of(*dataset) == topic)
+    }
+
+    fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
+        let partition = |element: &TopicPartitionListElem<'_>| {
+            Some(Partition { dataset: self.dataset(element.topic())?, number: element.partition() })
+        };
+        list.elements().iter().filter_map(partition).collect()
+    }
+
     fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
         let offsets = self.state().offsets.to_commit();
         if offsets.is_empty() {
@@ -186,7 +206,8 @@ impl Context {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for (partition, offset) in &offsets {
             // Only an offset that is none is refused.
-            let _ = list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset));
+            let topic = self.kafka.topic_of(partition.dataset);
+            let _ = list.add_partition_offset(topic, partition.number, Offset::Offset(*offset));
         }
         match consumer.commit(&list, mode) {
             Ok(()) => self.state().offsets.committed(&offsets),
@@ -203,14 +224,18 @@ impl ClientContext for Context {
 
     fn stats(&self, statistics: Statistics) {
         self.health.statistics(&statistics);
-        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        let topic = |dataset| Some((dataset, statistics.topics.get(self.kafka.topic_of(dataset))?));
+        let topics = Dataset::ALL.into_iter().filter_map(topic);
+        let partitions = topics.flat_map(|(dataset, topic)| {
+            topic.partitions.iter().map(move |(&number, its)| (Partition { dataset, number }, its))
+        });
         let state = self.state();
-        let lag = topic.partitions.iter().filter_map(|(partition, its)| {
+        let lag = partitions.filter_map(|(partition, its)| {
             // The position is ours; before the first commit it is where the group was.
-            let position = state.offsets.position(*partition).unwrap_or(its.committed_offset);
-            let is_ours = state.offsets.partitions().contains(partition) || its.fetch_state == "active";
+            let position = state.offsets.position(partition).unwrap_or(its.committed_offset);
+            let is_ours = state.offsets.partitions().contains(&partition) || its.fetch_state == "active";
             let known = is_ours && its.hi_offset >= 0 && position >= 0;
-            known.then(|| (*partition, u64::try_from(its.hi_offset - position).unwrap_or(0)))
+            known.then(|| (partition, u64::try_from(its.hi_offset - position).unwrap_or(0)))
         });
         let lag = lag.collect();
         state.counts.update(|counts| counts.lag = lag);
@@ -224,7 +249,7 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let Rebalance::Revoke(list) = rebalance else { return };
-        let partitions = partitions(list);
+        let partitions = self.partitions(list);
         // At the end it was waited for already.
         if !self.stop.load(Ordering::Acquire) {
             self.state().drain(&partitions, self.drain);
@@ -238,7 +263,7 @@ impl ConsumerContext for Context {
 
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Assign(list) = rebalance {
-            let partitions = partitions(list);
+            let partitions = self.partitions(list);
             // What an earlier assignment left would hide that these are read anew.
             self.state().offsets.forget(&partitions);
             tracing::info!(?partitions, "partitions are ours");
@@ -248,13 +273,9 @@ impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, list: &TopicPartitionList) {
         if let Err(error) = result {
             tracing::debug!("offsets were not committed: {error}");
-            self.state().offsets.not_committed(&partitions(list));
+            self.state().offsets.not_committed(&self.partitions(list));
         }
     }
-}
-
-fn partitions(list: &TopicPartitionList) -> Vec<i32> {
-    list.elements().iter().map(TopicPartitionListElem::partition).collect()
 }
 
 impl Member {
@@ -271,7 +292,7 @@ impl Member {
         let session = client.get("session.timeout.ms").and_then(|text| text.parse().ok()).unwrap_or(45_000);
         let state = State {
             offsets: Offsets::default(),
-            batch: Batch::new(elasticsearch.max_bulk_bytes),
+            batches: Dataset::ALL.map(|dataset| Batch::new(dataset, elasticsearch.max_bulk_bytes)),
             in_flight: 0,
             bytes: 0,
             limit: 1.0,
@@ -281,9 +302,9 @@ impl Member {
             counts,
         };
         let drain = Duration::from_millis(session / 2);
-        let context = Context { state: Mutex::new(state), health, topic: kafka.topic.clone(), drain, stop };
+        let context = Context { state: Mutex::new(state), health, kafka: kafka.clone(), drain, stop };
         let consumer: BaseConsumer<Context> = client.create_with_context(context).map_err(refused)?;
-        consumer.subscribe(&[&kafka.topic])?;
+        consumer.subscribe(&Dataset::ALL.map(|dataset| kafka.topic_of(dataset)))?;
         Ok(Self { consumer })
     }
 
@@ -301,16 +322,18 @@ impl Member {
             if is_blocked != is_paused {
                 is_paused = self.pause(is_blocked, is_paused);
             }
-            let patience = if context.state().batch.is_empty() { POLL } else { POLL / 4 };
+            let is_idle = context.state().batches.iter().all(Batch::is_empty);
+            let patience = if is_idle { POLL } else { POLL / 4 };
             let mut next = self.consumer.poll(patience);
             while let Some(read) = next.take() {
                 match read {
                     Ok(message) => {
                         context.health.works();
+                        let Some(dataset) = context.dataset(message.topic()) else { continue };
                         let mut state = context.state();
-                        let has_room = state.take(&message);
+                        let has_room = state.take(dataset, &message);
                         // A partition that came during the pause is not paused yet.
-                        is_paused = is_paused && !state.is_due();
+                        is_paused = is_paused && state.due().is_none();
                         drop(state);
                         next = if has_room { self.consumer.poll(Duration::ZERO) } else { None };
                     }
@@ -323,23 +346,22 @@ impl Member {
         context.commit(&self.consumer, CommitMode::Sync);
     }
 
-    /// Sends the batch if it is time; whether it has to wait although it is.
+    /// Sends the batches for which it is time; whether one has to wait although it is.
     fn send_due(&self) -> bool {
         let context = self.consumer.context();
         let mut state = context.state();
-        if !state.is_due() {
-            // Rejected records go at once and must not pile up either.
-            return state.in_flight > 4 * state.config.max_in_flight;
-        }
         let deadline = Instant::now() + PAUSE_AFTER;
-        while !state.has_room() && Instant::now() < deadline && !context.stop.load(Ordering::Acquire) {
-            state.take_reports(POLL);
+        while let Some(dataset) = state.due() {
+            while !state.has_room() && Instant::now() < deadline && !context.stop.load(Ordering::Acquire) {
+                state.take_reports(POLL);
+            }
+            if !state.has_room() {
+                return true;
+            }
+            state.send_batch(dataset);
         }
-        let has_room = state.has_room();
-        if has_room {
-            state.send_batch();
-        }
-        !has_room
+        // Rejected records go at once and must not pile up either.
+        state.in_flight > 4 * state.config.max_in_flight
     }
 
     /// Pauses or resumes all partitions; whether they are paused then.

@@ -11,6 +11,7 @@ mod offsets;
 mod record;
 
 use crate::config::Config;
+use crate::dataset::Dataset;
 use crate::sink::elasticsearch::Client;
 use crate::sink::kafka::Health;
 use anyhow::{Context, Result};
@@ -25,6 +26,7 @@ use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_common::{logging, self_metrics};
 use member::{Member, Work};
+pub use record::parse;
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +55,7 @@ async fn serve(config: &Config, shutdown: &mut Shutdown) -> Result<()> {
     let (work, to_do) = tokio::sync::mpsc::unbounded_channel();
     let delivery = Delivery {
         client,
-        data_stream: config.elasticsearch.data_stream.clone(),
+        data_streams: Dataset::ALL.map(|dataset| config.elasticsearch.data_stream_of(dataset)),
         dead_letters: DeadLetters::new(&config.kafka, counts.clone())?,
         counts: counts.clone(),
         reports,

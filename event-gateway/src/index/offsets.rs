@@ -1,17 +1,17 @@
 //! Up to where may a partition be committed? Up to the first event whose fate is not known yet.
 
-use crate::sink::elasticsearch::Place;
+use crate::sink::elasticsearch::{Partition, Place};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The partitions that this member has.
 #[derive(Debug, Default)]
 pub struct Offsets {
-    partitions: BTreeMap<i32, Partition>,
+    partitions: BTreeMap<Partition, Progress>,
     epochs: u64,
 }
 
 #[derive(Debug)]
-struct Partition {
+struct Progress {
     epoch: u64,
     /// Offsets that were read, in order, and whether the event is where it should be.
     pending: VecDeque<(i64, bool)>,
@@ -22,11 +22,11 @@ struct Partition {
 
 impl Offsets {
     /// Notes that a record was read; its place.
-    pub fn read(&mut self, partition: i32, offset: i64) -> Place {
+    pub fn read(&mut self, partition: Partition, offset: i64) -> Place {
         let epochs = &mut self.epochs;
         let its = self.partitions.entry(partition).or_insert_with(|| {
             *epochs += 1;
-            Partition { epoch: *epochs, pending: VecDeque::new(), position: None, committed: None }
+            Progress { epoch: *epochs, pending: VecDeque::new(), position: None, committed: None }
         });
         // Read once more from an earlier offset: what was pending comes again.
         if its.pending.back().is_some_and(|(last, _)| *last >= offset) {
@@ -52,20 +52,20 @@ impl Offsets {
     }
 
     /// Whether the fate of an event of these partitions is not known yet.
-    pub fn is_pending(&self, partitions: &[i32]) -> bool {
+    pub fn is_pending(&self, partitions: &[Partition]) -> bool {
         partitions
             .iter()
             .any(|partition| self.partitions.get(partition).is_some_and(|its| !its.pending.is_empty()))
     }
 
     /// What can be committed and is not yet.
-    pub fn to_commit(&self) -> Vec<(i32, i64)> {
+    pub fn to_commit(&self) -> Vec<(Partition, i64)> {
         let moved = self.partitions.iter().filter(|(_, its)| its.position != its.committed);
         moved.filter_map(|(partition, its)| Some((*partition, its.position?))).collect()
     }
 
     /// Notes that Kafka has these.
-    pub fn committed(&mut self, offsets: &[(i32, i64)]) {
+    pub fn committed(&mut self, offsets: &[(Partition, i64)]) {
         for (partition, offset) in offsets {
             if let Some(its) = self.partitions.get_mut(partition) {
                 its.committed = Some(*offset);
@@ -74,24 +74,24 @@ impl Offsets {
     }
 
     /// Notes that Kafka did not take what was committed of these: it is with the next commit.
-    pub fn not_committed(&mut self, partitions: &[i32]) {
+    pub fn not_committed(&mut self, partitions: &[Partition]) {
         for (_, its) in self.partitions.iter_mut().filter(|(partition, _)| partitions.contains(partition)) {
             its.committed = None;
         }
     }
 
     /// Where a partition is committed.
-    pub fn position(&self, partition: i32) -> Option<i64> {
+    pub fn position(&self, partition: Partition) -> Option<i64> {
         self.partitions.get(&partition)?.position
     }
 
     /// The partition is another member's from here on.
-    pub fn forget(&mut self, partitions: &[i32]) {
+    pub fn forget(&mut self, partitions: &[Partition]) {
         self.partitions.retain(|partition, _| !partitions.contains(partition));
     }
 
     /// The partitions of which something was read.
-    pub fn partitions(&self) -> Vec<i32> {
+    pub fn partitions(&self) -> Vec<Partition> {
         self.partitions.keys().copied().collect()
     }
 }
@@ -99,33 +99,51 @@ impl Offsets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::Dataset;
     use proptest::prelude::*;
+
+    const fn of(number: i32) -> Partition {
+        Partition { dataset: Dataset::Events, number }
+    }
+
+    #[test]
+    fn the_partitions_of_two_topics_are_not_taken_for_each_other() {
+        let mut offsets = Offsets::default();
+        let other = Partition { dataset: Dataset::Profiles, number: 3 };
+        let (event, profile) = (offsets.read(of(3), 10), offsets.read(other, 50));
+        offsets.done(profile);
+        assert_eq!(offsets.to_commit(), [(other, 51)]);
+        assert!(offsets.is_pending(&[of(3)]) && !offsets.is_pending(&[other]));
+        offsets.forget(&[other]);
+        offsets.done(event);
+        assert_eq!((offsets.to_commit(), offsets.partitions()), (vec![(of(3), 11)], vec![of(3)]));
+    }
 
     #[test]
     fn the_result_of_an_earlier_assignment_counts_for_nothing() {
         let mut offsets = Offsets::default();
-        let old = offsets.read(3, 10);
-        offsets.forget(&[3]);
-        let new = offsets.read(3, 10);
+        let old = offsets.read(of(3), 10);
+        offsets.forget(&[of(3)]);
+        let new = offsets.read(of(3), 10);
         offsets.done(old);
-        assert_eq!((offsets.to_commit(), offsets.is_pending(&[3])), (Vec::new(), true));
+        assert_eq!((offsets.to_commit(), offsets.is_pending(&[of(3)])), (Vec::new(), true));
         offsets.done(new);
-        assert_eq!(offsets.to_commit(), [(3, 11)]);
-        offsets.committed(&[(3, 11)]);
+        assert_eq!(offsets.to_commit(), [(of(3), 11)]);
+        offsets.committed(&[(of(3), 11)]);
         assert_eq!(offsets.to_commit(), []);
-        offsets.not_committed(&[3]);
-        assert_eq!(offsets.to_commit(), [(3, 11)]);
+        offsets.not_committed(&[of(3)]);
+        assert_eq!(offsets.to_commit(), [(of(3), 11)]);
     }
 
     #[test]
     fn what_is_read_again_is_waited_for_again() {
         let mut offsets = Offsets::default();
-        let first = offsets.read(0, 5);
-        let again = offsets.read(0, 5);
+        let first = offsets.read(of(0), 5);
+        let again = offsets.read(of(0), 5);
         offsets.done(first);
         assert_eq!(offsets.to_commit(), []);
         offsets.done(again);
-        assert_eq!(offsets.to_commit(), [(0, 6)]);
+        assert_eq!(offsets.to_commit(), [(of(0), 6)]);
     }
 
     proptest! {
@@ -139,7 +157,7 @@ mod tests {
             let mut places = Vec::new();
             for gap in gaps {
                 at += gap;
-                places.push(offsets.read(0, at));
+                places.push(offsets.read(of(0), at));
             }
             let mut open: Vec<_> = places.clone();
             for index in order {
@@ -147,8 +165,8 @@ mod tests {
                 offsets.done(open.swap_remove(index.index(open.len())));
                 let first_open = open.iter().map(|place| place.offset).min();
                 let all_below = places.iter().map(|place| place.offset).filter(|offset| first_open.is_none_or(|open| *offset < open)).max();
-                prop_assert_eq!(offsets.position(0), all_below.map(|offset| offset + 1));
-                prop_assert_eq!(offsets.is_pending(&[0]), first_open.is_some());
+                prop_assert_eq!(offsets.position(of(0)), all_below.map(|offset| offset + 1));
+                prop_assert_eq!(offsets.is_pending(&[of(0)]), first_open.is_some());
             }
         }
     }

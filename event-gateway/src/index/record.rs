@@ -1,8 +1,10 @@
 //! A record of Kafka as a document for Elasticsearch, or why it can be none.
 
+use crate::dataset::Dataset;
 use crate::sink::elasticsearch::Decode;
 use crate::sink::kafka::Refusal;
 use kpulse_common::event::{AnyObject, Event, SCHEMA_VERSION, Text};
+use kpulse_common::profile::Profile;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -43,13 +45,14 @@ struct Version {
 }
 
 /// Looks at a record as closely as is wanted.
-pub fn parse(payload: Option<&[u8]>, decode: Decode) -> Result<Parsed<'_>, Refusal> {
+pub fn parse(payload: Option<&[u8]>, decode: Decode, dataset: Dataset) -> Result<Parsed<'_>, Refusal> {
+    let undecodable = |error: &dyn std::fmt::Display| undecodable(dataset, error);
     let payload = payload.ok_or_else(|| refusal("undecodable", "the record is empty".to_owned()))?;
     let text = std::str::from_utf8(payload).map_err(|error| undecodable(&error))?;
     let (id, timestamp) = match decode {
-        Decode::Typed => typed(text)?,
+        Decode::Typed => typed(text, dataset)?,
         Decode::Verbatim => {
-            let envelope = envelope(text)?;
+            let envelope = envelope(text, dataset)?;
             (envelope.event.id, envelope.timestamp)
         }
     };
@@ -71,19 +74,25 @@ pub fn parse(payload: Option<&[u8]>, decode: Decode) -> Result<Parsed<'_>, Refus
 }
 
 /// Its id and its time, if every field is what it should be.
-fn typed(text: &str) -> Result<(Cow<'_, str>, Cow<'_, str>), Refusal> {
-    match serde_json::from_str::<Event<Text<'_>, AnyObject>>(text) {
-        Ok(event) if event.kpulse.schema == SCHEMA_VERSION => Ok((event.event.id.0, event.timestamp.0)),
+fn typed(text: &str, dataset: Dataset) -> Result<(Cow<'_, str>, Cow<'_, str>), Refusal> {
+    let decoded = match dataset {
+        Dataset::Events => serde_json::from_str::<Event<Text<'_>, AnyObject>>(text)
+            .map(|it| (it.kpulse.schema, it.event.id.0, it.timestamp.0)),
+        Dataset::Profiles => serde_json::from_str::<Profile<Text<'_>>>(text)
+            .map(|it| (it.kpulse.schema, it.event.id.0, it.timestamp.0)),
+    };
+    match decoded {
+        Ok((SCHEMA_VERSION, id, timestamp)) => Ok((id, timestamp)),
         // Of another version nothing else can be said.
         outcome => {
-            envelope(text)?;
-            Err(undecodable(&outcome.err().map(|error| error.to_string()).unwrap_or_default()))
+            envelope(text, dataset)?;
+            Err(undecodable(dataset, &outcome.err().map(|error| error.to_string()).unwrap_or_default()))
         }
     }
 }
 
-fn envelope(text: &str) -> Result<Envelope<'_>, Refusal> {
-    let envelope: Envelope = serde_json::from_str(text).map_err(|error| undecodable(&error))?;
+fn envelope(text: &str, dataset: Dataset) -> Result<Envelope<'_>, Refusal> {
+    let envelope: Envelope = serde_json::from_str(text).map_err(|error| undecodable(dataset, &error))?;
     if envelope.kpulse.schema == SCHEMA_VERSION {
         return Ok(envelope);
     }
@@ -91,8 +100,8 @@ fn envelope(text: &str) -> Result<Envelope<'_>, Refusal> {
     Err(refusal("schema", why))
 }
 
-fn undecodable(error: &dyn std::fmt::Display) -> Refusal {
-    refusal("undecodable", format!("the record is no event: {error}"))
+fn undecodable(dataset: Dataset, error: &dyn std::fmt::Display) -> Refusal {
+    refusal("undecodable", format!("the record is no {}: {error}", dataset.document()))
 }
 
 fn refusal(cause: &'static str, reason: String) -> Refusal {
@@ -117,12 +126,12 @@ mod tests {
     fn an_event_goes_on_as_it_is() {
         let json = event().to_string();
         for decode in [Decode::Typed, Decode::Verbatim] {
-            let parsed = parse(Some(json.as_bytes()), decode).unwrap();
+            let parsed = parse(Some(json.as_bytes()), decode, Dataset::Events).unwrap();
             assert_eq!((parsed.id.as_ref(), parsed.time_ns), ("a", 1_795_255_200_000_000_001));
             assert!(matches!(parsed.json, Cow::Borrowed(same) if same == json.as_bytes()));
         }
         let pretty = serde_json::to_string_pretty(&event()).unwrap();
-        let parsed = parse(Some(pretty.as_bytes()), Decode::Typed).unwrap();
+        let parsed = parse(Some(pretty.as_bytes()), Decode::Typed, Dataset::Events).unwrap();
         assert_eq!(serde_json::from_slice::<Value>(&parsed.json).unwrap(), event());
         assert!(!parsed.json.contains(&b'\n'));
     }
@@ -144,16 +153,22 @@ mod tests {
             (changed("/@timestamp", "yesterday".into()), "undecodable", "yesterday"),
             (changed("/kpulse/suppressed", "many".into()), "undecodable", "many"),
         ] {
-            let refusal = parse(Some(&payload), Decode::Typed).unwrap_err();
+            let refusal = parse(Some(&payload), Decode::Typed, Dataset::Events).unwrap_err();
             assert!(refusal.cause == cause && refusal.reason.contains(word), "{refusal:?}");
         }
-        assert_eq!(parse(None, Decode::Verbatim).unwrap_err().reason, "the record is empty");
+        let empty = parse(None, Decode::Verbatim, Dataset::Profiles);
+        assert_eq!(empty.unwrap_err().reason, "the record is empty");
+        let event = event().to_string();
+        let in_other_topic = parse(Some(event.as_bytes()), Decode::Typed, Dataset::Profiles).unwrap_err();
+        assert!(in_other_topic.reason.starts_with("the record is no profile"), "{in_other_topic:?}");
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
-            let _ = parse(Some(&bytes), Decode::Typed);
+            for dataset in Dataset::ALL {
+                let _ = parse(Some(&bytes), Decode::Typed, dataset);
+            }
         }
     }
 }

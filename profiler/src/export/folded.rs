@@ -98,7 +98,7 @@ fn joined(frames: &[String]) -> String {
 }
 
 /// A frame that any reader takes for one frame.
-fn clean(name: &str) -> String {
+pub fn clean(name: &str) -> String {
     let mut clean: String =
         cut(name).trim().chars().map(|letter| if is_hostile(letter) { '_' } else { letter }).collect();
     // Readers take a number after a blank for a count, and a line that begins with `# ` for a comment.

@@ -286,7 +286,8 @@ mod tests {
         let request = |host: &str| {
             let headers = [(HOST, HeaderValue::from_str(host).unwrap())].into_iter().collect();
             let received = std::time::Instant::now();
-            Request { method: hyper::Method::GET, path: "/".into(), query: Vec::new(), headers, received }
+            let (method, body) = (hyper::Method::GET, hyper::body::Bytes::new());
+            Request { method, path: "/".into(), query: Vec::new(), headers, body, received }
         };
         for good in ["localhost", "localhost:10852", "127.0.0.1:1", "[::1]:10852", "[::1]"] {
             check_host(&request(good)).unwrap();

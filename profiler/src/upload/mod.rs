@@ -4,6 +4,7 @@
 //! store took it is counted. How far it got is kept with the history; a kill can have one window sent twice.
 
 mod credentials;
+mod document;
 mod otlp;
 mod request;
 
@@ -18,6 +19,9 @@ use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
+use kpulse_common::event::Host;
+use kpulse_common::host;
+use kpulse_common::paths::Paths;
 use request::{Outgoing, Source};
 use rustls::{ClientConfig, RootCertStore};
 use std::collections::VecDeque;
@@ -43,6 +47,7 @@ pub struct Uploader {
     http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     config: Upload,
     period: Duration,
+    host: Host,
     shared: Shared,
 }
 
@@ -56,7 +61,12 @@ enum Failure {
 
 impl Uploader {
     /// Checks the address; the store need not be there. `None` where none is set.
-    pub fn new(config: &Upload, period: Duration, shared: &Shared) -> anyhow::Result<Option<Self>> {
+    pub fn new(
+        config: &Upload,
+        period: Duration,
+        paths: &Paths,
+        shared: &Shared,
+    ) -> anyhow::Result<Option<Self>> {
         if config.url.is_empty() {
             return Ok(None);
         }
@@ -79,7 +89,8 @@ impl Uploader {
         let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let http =
             Client::builder(TokioExecutor::new()).build(https.enable_http1().wrap_connector(connector));
-        Ok(Some(Self { http, config: config.clone(), period, shared: shared.clone() }))
+        let host = host::read(paths);
+        Ok(Some(Self { http, config: config.clone(), period, host, shared: shared.clone() }))
     }
 
     /// Sends until it is told to stop; what is under way then is given up.
@@ -166,8 +177,8 @@ impl Uploader {
     }
 
     async fn requests(&self, window: Selection) -> Option<VecDeque<Outgoing>> {
-        let (period, form) = (self.period, self.config.form);
-        let make = move || request::requests(form, &Source { window: &window, period });
+        let (period, form, host) = (self.period, self.config.form, self.host.clone());
+        let make = move || request::requests(form, &Source { window: &window, period, host: &host });
         let made = tokio::task::spawn_blocking(make).await.map_err(anyhow::Error::from);
         made.and_then(|made| made)
             .inspect_err(|error| tracing::warn!(error = format!("{error:#}"), "a profile cannot be written"))

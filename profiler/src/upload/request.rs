@@ -1,12 +1,14 @@
 //! What a store of profiles gets: a profile for each service, in the store's own form.
 
-use super::otlp;
+use super::{document, otlp};
 use crate::aggregate::{Key, Scope, Selection};
 use crate::config::UploadForm;
 use crate::export::{Format, Profile};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::body::Bytes;
+use kpulse_common::container::ContainerIdentity;
+use kpulse_common::event::Host;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost::Message;
 use serde_json::{Value, json};
@@ -33,6 +35,7 @@ pub struct Outgoing {
 pub struct Source<'a> {
     pub window: &'a Selection,
     pub period: Duration,
+    pub host: &'a Host,
 }
 
 /// What runs under one name, with its labels.
@@ -42,7 +45,23 @@ pub struct Service {
 }
 
 impl Service {
-    fn profile(&self, source: &Source<'_>) -> Profile<'_> {
+    /// Its container; `None` for a program outside of containers.
+    pub fn container(&self, source: &Source<'_>) -> Option<ContainerIdentity> {
+        let id = self.labels.get("container_id")?;
+        let known =
+            source.window.containers.get(id.as_str()).map(|identity| ContainerIdentity::clone(identity));
+        let unknown = || ContainerIdentity {
+            id: id.clone(),
+            runtime: None,
+            pod_uid: None,
+            namespace: None,
+            pod: None,
+            container: None,
+        };
+        Some(known.unwrap_or_else(unknown))
+    }
+
+    pub fn profile(&self, source: &Source<'_>) -> Profile<'_> {
         Profile { scope: &Scope::Host, selection: &self.selection, period: source.period }
     }
 
@@ -69,6 +88,7 @@ pub fn requests(form: UploadForm, source: &Source<'_>) -> anyhow::Result<VecDequ
             let body = otlp::encode(&services, source.period);
             whole("/v1development/profiles", "application/x-protobuf", body)
         }
+        UploadForm::Gateway => document::requests(&services, source)?,
         UploadForm::Parca => {
             let series: anyhow::Result<Vec<Value>> =
                 services.iter().map(|service| parca(service, source)).collect();

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use flate2::read::GzDecoder;
 use kpulse_common::container::ContainerIdentity;
+use kpulse_common::profile::{Function, Profile, Stacks};
 use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message;
@@ -83,7 +84,8 @@ fn close(shared: &Shared, start: Instant, number: u32) {
         Key { pid, process: process.into(), thread: "worker".into(), container, stack }
     };
     let entries = vec![(key(7, "nginx", Some("4f5e6d7c8b9a0f1e")), 7), (key(8, "cron d", None), 3)];
-    let named = Named { entries, containers, taken: 10, ..Named::default() };
+    let lost = vec![("map_full", 2)];
+    let named = Named { entries, containers, taken: 12, lost, ..Named::default() };
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + 11 * u64::from(number));
     state.history.absorb(named, start + number * Duration::from_secs(11), wall);
     drop(state);
@@ -98,7 +100,7 @@ fn upload(shared: &Shared, url: &str, form: UploadForm, windows: u64) -> Losses 
 
 fn upload_as(shared: &Shared, config: &Upload, windows: u64) -> Losses {
     let period = Duration::from_nanos(1_000_000_000 / 99);
-    let uploader = Uploader::new(config, period, shared).unwrap().unwrap();
+    let uploader = Uploader::new(config, period, &Paths::default(), shared).unwrap().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (stop, stopped) = watch::channel(());
@@ -218,6 +220,32 @@ fn an_otlp_receiver_gets_resources_stacks_and_counts() {
 }
 
 #[test]
+fn the_gateway_gets_a_document_for_each_service() {
+    let (url, received) = store(&[503]);
+    let outcomes = upload(&history(1, 60 * BEAT), &url, UploadForm::Gateway, 1);
+    assert_eq!(outcomes, Losses::from([(SENT, 1), (RETRIED, 1)]));
+    let requests: Vec<Received> = received.try_iter().collect();
+    assert_eq!(requests[0], requests[1], "what is sent again is the same");
+    let (line, kind, body) = &requests[0];
+    assert_eq!((line.as_str(), kind.as_str()), ("POST /api/v1/profiles HTTP/1.1", "application/x-ndjson"));
+    let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let documents: Vec<Profile> = lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
+    let [web, cron] = documents.as_slice() else { panic!("{documents:?}") };
+    assert_eq!((&*web.service.name, &*web.timestamp), ("web,1", "2023-11-14T22:13:31.000000000Z"));
+    assert_eq!(web.container.as_ref().unwrap().id, "4f5e6d7c8b9a0f1e");
+    let pod = web.kubernetes.as_ref().unwrap().pod.as_ref().unwrap();
+    assert_eq!(pod.name.as_deref(), Some("web-0"));
+    assert_eq!(web.host, host::read(&Paths::default()));
+    let Stacks { period_ns, samples, samples_left_out, lost, top, folded } = &web.kpulse.profile;
+    assert_eq!((*period_ns, *samples, *samples_left_out), (10_101_010, 7, 0));
+    assert_eq!(*lost, [("map_full".to_owned(), 2)].into());
+    assert_eq!(*top, [Function { function: "hot".to_owned(), samples: 7 }]);
+    assert_eq!(folded, "worker;main;hot 7\n");
+    assert_eq!((&*cron.service.name, &cron.container), ("cron d", &None));
+    assert_ne!(web.event.id, cron.event.id);
+}
+
+#[test]
 fn a_window_is_sent_again_until_it_is_taken_and_what_is_refused_is_not() {
     let (url, received) = store(&[503, 429, 200, 400]);
     let outcomes = upload(&history(3, 600 * BEAT), &url, UploadForm::PyroscopePush, 3);
@@ -274,7 +302,7 @@ fn an_address_that_cannot_be_one_is_refused_at_once() {
     let shared = history(1, 60 * BEAT);
     let new = |url: &str| {
         let config = Upload { url: url.into(), ..Upload::default() };
-        Uploader::new(&config, BEAT, &shared).map(|uploader| uploader.is_some())
+        Uploader::new(&config, BEAT, &Paths::default(), &shared).map(|uploader| uploader.is_some())
     };
     assert!(!new("").unwrap() && new("http://[::1]:4040").unwrap());
     for bad in ["localhost:4040", "ftp://x", "http://", "/path"] {

@@ -1,16 +1,26 @@
 //! Many events in one request, and what became of each of them.
 
 use super::super::kafka::Refusal;
+use crate::dataset::Dataset;
 use anyhow::{Context, Result, anyhow};
 use hyper::body::Bytes;
 use serde::Deserialize;
 use std::time::Instant;
 
+/// A partition of the topic of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Partition {
+    /// Whose topic it is of.
+    pub dataset: Dataset,
+    /// Its number there.
+    pub number: i32,
+}
+
 /// Where a record was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Partition of the topic.
-    pub partition: i32,
+    /// Partition of its topic.
+    pub partition: Partition,
     /// Which of the times that this member had the partition.
     pub epoch: u64,
     /// Offset in the partition.
@@ -27,9 +37,10 @@ struct Item {
     end: usize,
 }
 
-/// Events that are gathered for a request.
+/// Documents of one dataset that are gathered for a request.
 #[derive(Debug)]
 pub struct Batch {
+    dataset: Dataset,
     body: Vec<u8>,
     items: Vec<Item>,
     opened_at: Instant,
@@ -38,8 +49,9 @@ pub struct Batch {
 
 impl Batch {
     /// An empty one that will get about this many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self { body: Vec::new(), items: Vec::new(), opened_at: Instant::now(), room: bytes + bytes / 8 }
+    pub fn new(dataset: Dataset, bytes: usize) -> Self {
+        let (body, items) = (Vec::new(), Vec::new());
+        Self { dataset, body, items, opened_at: Instant::now(), room: bytes + bytes / 8 }
     }
 
     /// Adds an event that happened at `time_ns`. Its JSON has no line break.
@@ -75,19 +87,25 @@ impl Batch {
 
     /// What is sent.
     pub fn into_request(self) -> Request {
-        Request { body: self.body.into(), items: self.items }
+        Request { dataset: self.dataset, body: self.body.into(), items: self.items }
     }
 }
 
-/// Events as one body of newline-delimited JSON.
+/// Documents as one body of newline-delimited JSON.
 #[derive(Debug)]
 pub struct Request {
+    dataset: Dataset,
     body: Bytes,
     items: Vec<Item>,
 }
 
 impl Request {
-    /// Events in it.
+    /// What its documents are.
+    pub fn dataset(&self) -> Dataset {
+        self.dataset
+    }
+
+    /// Documents in it.
     pub fn len(&self) -> usize {
         self.items.len()
     }
@@ -112,7 +130,7 @@ impl Request {
             let moved = |at: usize| at - item.start + start;
             items.push(Item { start, source: moved(item.source), end: moved(item.end), ..item });
         }
-        Self { body: body.into(), items }
+        Self { dataset: self.dataset, body: body.into(), items }
     }
 }
 
@@ -195,7 +213,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn place(offset: i64) -> Place {
-        Place { partition: 0, epoch: 1, offset }
+        let partition = Partition { dataset: Dataset::Events, number: 0 };
+        Place { partition, epoch: 1, offset }
     }
 
     #[test]
@@ -240,7 +259,7 @@ mod tests {
             ids in prop::collection::vec(".{0,20}", 1..20),
             chosen in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         ) {
-            let mut batch = Batch::new(100);
+            let mut batch = Batch::new(Dataset::Events, 100);
             for (offset, id) in (0..).zip(&ids) {
                 batch.push(place(offset), id, offset, format!("{{\"n\":{offset}}}").as_bytes());
             }

@@ -1,5 +1,6 @@
 //! How Elasticsearch is reached: the `elasticsearch` block of the configuration.
 
+use crate::dataset::Dataset;
 use anyhow::{Result, anyhow};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -29,7 +30,7 @@ pub enum Decode {
 pub struct ElasticsearchConfig {
     /// `https://host:9200`.
     pub url: String,
-    /// Data stream of the events; `logs-DATASET-NAMESPACE`.
+    /// Data stream of the events, `logs-kpulse.events-NAMESPACE`; that of profiles has the same namespace.
     pub data_stream: String,
     /// API key, as Elasticsearch shows it encoded.
     pub api_key: String,
@@ -140,6 +141,14 @@ impl ElasticsearchConfig {
         Ok(())
     }
 
+    /// The data stream of a dataset.
+    pub fn data_stream_of(&self, dataset: Dataset) -> String {
+        match dataset {
+            Dataset::Events => self.data_stream.clone(),
+            Dataset::Profiles => self.data_stream.replacen("kpulse.events", "kpulse.profiles", 1),
+        }
+    }
+
     /// The address, without a slash at its end.
     pub fn base(&self) -> Result<&str> {
         if self.url.is_empty() {
@@ -197,6 +206,8 @@ mod tests {
             config.check().unwrap_err().0
         };
         assert_eq!(ElasticsearchConfig::default().check(), Ok(()));
+        let profiles = ElasticsearchConfig::default().data_stream_of(Dataset::Profiles);
+        assert_eq!(profiles, "logs-kpulse.profiles-default");
         assert_eq!(refused(|config| config.url = "localhost:9200".to_owned()), "url");
         assert_eq!(refused(|config| config.url = "http://me:secret@host".to_owned()), "url");
         assert_eq!(refused(|config| config.data_stream = "logs-Other-default".to_owned()), "data_stream");

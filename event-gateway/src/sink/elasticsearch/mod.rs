@@ -4,6 +4,6 @@ mod bulk;
 mod client;
 mod config;
 
-pub use bulk::{Batch, Outcome, Place, Request, judge};
+pub use bulk::{Batch, Outcome, Partition, Place, Request, judge};
 pub use client::Client;
 pub use config::{Decode, ElasticsearchConfig};

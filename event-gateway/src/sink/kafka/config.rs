@@ -1,5 +1,6 @@
 //! How Kafka is reached: the `kafka` block of the configuration.
 
+use crate::dataset::Dataset;
 use anyhow::{Context, Result};
 use kpulse_common::cli::Usage;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -104,6 +105,14 @@ impl KafkaConfig {
             ("camera_topic", &self.camera_topic),
             ("dead_letter_topic", &self.dead_letter_topic),
         ]
+    }
+
+    /// The topic of a dataset.
+    pub fn topic_of(&self, dataset: Dataset) -> &str {
+        match dataset {
+            Dataset::Events => &self.topic,
+            Dataset::Profiles => &self.profiles_topic,
+        }
     }
 
     /// What is wrong with it, by key.

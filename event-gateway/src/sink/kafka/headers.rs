@@ -58,6 +58,14 @@ impl Headers {
     }
 }
 
+/// The topic that a dead letter was in, by its headers.
+pub fn topic_of_dead_letter<'m>(message: &'m BorrowedMessage<'_>) -> Option<&'m str> {
+    let headers = message.headers()?;
+    // What an earlier replay left is not there any more, so there is one.
+    let topic = headers.iter().find(|header| header.key.strip_prefix(PREFIX) == Some("topic"))?;
+    std::str::from_utf8(topic.value?).ok()
+}
+
 /// The headers that a dead letter had before it was one, without what an earlier replay left.
 pub fn original(message: &BorrowedMessage<'_>) -> OwnedHeaders {
     let headers = message.headers();

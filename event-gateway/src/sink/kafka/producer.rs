@@ -1,9 +1,10 @@
-//! From the spool to Kafka: a chunk leaves the spool when Kafka has acknowledged each of its events.
+//! From the spool to Kafka: a chunk leaves the spool when Kafka has acknowledged each of its records.
 
 use super::client::Health;
 use super::config::{KafkaConfig, Role, refused};
 use super::headers::Headers;
-use crate::spool::disk::{Chunk, DiskSpool, Record};
+use crate::dataset::Dataset;
+use crate::spool::disk::{Chunk, DiskSpool, Loss, Record};
 use crate::tally::observe;
 use anyhow::Result;
 use kpulse_common::metric::Histogram;
@@ -18,8 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Chunks on their way at once: with librdkafka's own queue the bound of the memory that is used.
-const IN_FLIGHT_MAX: usize = 16;
+/// Chunks of each dataset on their way at once: with librdkafka's own queue the bound of the memory that is used.
+const IN_FLIGHT_MAX: [(Dataset, usize); 2] = [(Dataset::Events, 16), (Dataset::Profiles, 2)];
 /// How soon a new chunk is found.
 const POLL: Duration = Duration::from_millis(50);
 /// Wait before a chunk is sent again.
@@ -27,23 +28,25 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long Kafka may take for what is on its way once the process must end; the rest stays in the spool.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What became of the events of the spool.
+/// What became of what the spool held.
 #[derive(Debug, Clone, Default)]
 pub struct ProducerCounts {
     /// Events that Kafka acknowledged.
     pub sent: u64,
-    /// Events that Kafka did not take and that were sent again, by librdkafka's name of the error.
+    /// Profiles that Kafka acknowledged.
+    pub sent_profiles: u64,
+    /// Records that Kafka did not take and that were sent again, by librdkafka's name of the error.
     pub retries: BTreeMap<String, u64>,
     /// From the spool's acknowledgement to Kafka's.
     pub delay: Histogram,
-    /// Why Kafka does not take events at present.
+    /// Why Kafka does not take them at present.
     pub error: Option<String>,
 }
 
 /// Sends what the spool holds.
 pub struct Producer {
     client: ClientConfig,
-    topic: String,
+    config: KafkaConfig,
     spool: DiskSpool,
     counts: Arc<Mutex<ProducerCounts>>,
     health: Arc<Health>,
@@ -76,7 +79,7 @@ struct Outstanding {
     has_failed: bool,
 }
 
-/// Takes what librdkafka reports; the opaque number of an event is its chunk's.
+/// Takes what librdkafka reports; the opaque number of a record is its chunk's.
 struct Context {
     health: Arc<Health>,
     delivered: Mutex<Vec<(usize, Option<RDKafkaErrorCode>)>>,
@@ -115,7 +118,7 @@ impl Producer {
     pub fn new(config: &KafkaConfig, spool: DiskSpool) -> Result<Self> {
         let producer = Self {
             client: config.client(Role::Producer)?,
-            topic: config.topic.clone(),
+            config: config.clone(),
             spool,
             counts: Arc::default(),
             health: Arc::default(),
@@ -153,19 +156,36 @@ impl Producer {
 struct Sending<'p> {
     its: &'p Producer,
     producer: BaseProducer<Context>,
+    /// Events first.
+    lanes: [Lane; 2],
+    arrived: Vec<i64>,
+    ending: &'p Ending<'p>,
+}
+
+/// The chunks of one dataset, which do not wait for the other's topic.
+struct Lane {
+    dataset: Dataset,
+    in_flight_max: usize,
     outstanding: BTreeMap<i64, Outstanding>,
     /// Chunks to be sent again, and when.
     again: Vec<(i64, Instant)>,
-    arrived: Vec<i64>,
     /// Every chunk up to this one was sent.
     cursor: i64,
-    ending: &'p Ending<'p>,
+}
+
+impl Lane {
+    fn new((dataset, in_flight_max): (Dataset, usize)) -> Self {
+        Self { dataset, in_flight_max, outstanding: BTreeMap::new(), again: Vec::new(), cursor: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.outstanding.is_empty() && self.again.is_empty()
+    }
 }
 
 impl<'p> Sending<'p> {
     fn new(its: &'p Producer, producer: BaseProducer<Context>, ending: &'p Ending<'p>) -> Self {
-        let (outstanding, again, arrived) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Self { its, producer, outstanding, again, arrived, cursor: 0, ending }
+        Self { its, producer, lanes: IN_FLIGHT_MAX.map(Lane::new), arrived: Vec::new(), ending }
     }
 
     /// Returns when the process must end, or when this producer will never send again.
@@ -177,7 +197,7 @@ impl<'p> Sending<'p> {
             if let Some((_, why)) = self.producer.client().fatal_error() {
                 return self.its.health.failed(why);
             }
-            let is_empty = is_idle && self.outstanding.is_empty() && self.again.is_empty();
+            let is_empty = is_idle && self.lanes.iter().all(Lane::is_empty);
             if self.ending.is_over() || (self.ending.is_asked() && is_empty) {
                 return;
             }
@@ -186,13 +206,18 @@ impl<'p> Sending<'p> {
 
     /// Sends one chunk; whether there was nothing to be sent.
     fn send_next(&mut self) -> bool {
-        if self.outstanding.len() >= IN_FLIGHT_MAX {
+        (0..self.lanes.len()).all(|lane| self.send_next_of(lane))
+    }
+
+    fn send_next_of(&mut self, lane: usize) -> bool {
+        let its = &mut self.lanes[lane];
+        if its.outstanding.len() >= its.in_flight_max {
             return true;
         }
         let now = Instant::now();
-        let due = self.again.iter().position(|(_, at)| *at <= now);
-        let seq = due.map(|index| self.again.swap_remove(index).0);
-        let chunk = match self.its.spool.after(seq.map_or(self.cursor, |seq| seq - 1)) {
+        let due = its.again.iter().position(|(_, at)| *at <= now);
+        let seq = due.map(|index| its.again.swap_remove(index).0);
+        let chunk = match self.its.spool.after(its.dataset, seq.map_or(its.cursor, |seq| seq - 1)) {
             Ok(chunk) => chunk,
             Err(error) => {
                 self.its.health.failed(format!("{error:#}"));
@@ -205,24 +230,25 @@ impl<'p> Sending<'p> {
             (Some(chunk), Some(seq)) if chunk.seq != seq => false,
             (Some(chunk), seq) => {
                 if seq.is_none() {
-                    self.cursor = chunk.seq;
+                    its.cursor = chunk.seq;
                 }
-                self.send(&chunk);
+                self.send(lane, &chunk);
                 false
             }
         }
     }
 
-    fn send(&mut self, chunk: &Chunk) {
+    fn send(&mut self, lane: usize, chunk: &Chunk) {
         let records = match chunk.records() {
             Ok(records) => records,
             Err(error) => {
-                tracing::error!(events = chunk.events, "events of the spool are lost: {error:#}");
+                let (records, dataset) = (chunk.events, chunk.dataset.name());
+                tracing::error!(records, dataset, "a part of the spool is lost: {error:#}");
                 return self.remove(&[chunk.seq], Some("spool_corrupt"));
             }
         };
         let waiting = Outstanding { left: records.len() as u64, taken_at: chunk.taken_at, has_failed: false };
-        self.outstanding.insert(chunk.seq, waiting);
+        self.lanes[lane].outstanding.insert(chunk.seq, waiting);
         for record in &records {
             if let Err(code) = self.send_one(record, chunk.seq) {
                 self.delivered(chunk.seq, Some(code));
@@ -232,7 +258,7 @@ impl<'p> Sending<'p> {
 
     fn send_one(&self, record: &Record<'_>, seq: i64) -> Result<(), RDKafkaErrorCode> {
         let seq = usize::try_from(seq).expect("places are positive");
-        let mut message = BaseRecord::with_opaque_to(&self.its.topic, seq)
+        let mut message = BaseRecord::with_opaque_to(self.its.config.topic_of(record.dataset()), seq)
             .key(&*record.key)
             .payload(&*record.json)
             .headers(Headers::of(record));
@@ -268,23 +294,33 @@ impl<'p> Sending<'p> {
 
     fn delivered(&mut self, seq: i64, error: Option<RDKafkaErrorCode>) {
         use RDKafkaErrorCode as Code;
-        let Some(chunk) = self.outstanding.get_mut(&seq) else { return };
+        let lane = self.lanes.iter_mut().find(|lane| lane.outstanding.contains_key(&seq));
+        let Some(lane) = lane else { return };
+        let Some(chunk) = lane.outstanding.get_mut(&seq) else { return };
         chunk.left -= 1;
         match error {
             None => {
                 self.its.health.works();
                 let delay = chunk.taken_at.elapsed().unwrap_or_default();
                 let mut counts = lock(&self.its.counts);
-                counts.sent += 1;
+                match lane.dataset {
+                    Dataset::Events => counts.sent += 1,
+                    Dataset::Profiles => counts.sent_profiles += 1,
+                }
                 observe(&mut counts.delay, u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
             }
-            // Of this event alone, and for ever.
+            // Of this record alone, and for ever.
             Some(code @ (Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord)) => {
+                let dataset = lane.dataset;
+                let what = match dataset {
+                    Dataset::Events => "an event",
+                    Dataset::Profiles => "a profile",
+                };
                 tracing::error!(
-                    "Kafka refuses an event, which is lost: {code}; kafka.properties message.max.bytes and the topic's \
+                    "Kafka refuses {what}, which is lost: {code}; kafka.properties message.max.bytes and the topic's \
                      max.message.bytes bound its size"
                 );
-                self.its.spool.count_dropped([("kafka_refused", 1)]);
+                self.its.spool.count_dropped([Loss { reason: "kafka_refused", dataset, records: 1 }]);
             }
             Some(code) => {
                 chunk.has_failed = true;
@@ -296,9 +332,9 @@ impl<'p> Sending<'p> {
             return;
         }
         let has_failed = chunk.has_failed;
-        self.outstanding.remove(&seq);
+        lane.outstanding.remove(&seq);
         if has_failed {
-            self.again.push((seq, Instant::now() + RETRY));
+            lane.again.push((seq, Instant::now() + RETRY));
         } else {
             self.arrived.push(seq);
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::spool::disk::{Bounds, FILE};
+use crate::spool::disk::{Bounds, FILE, Rank};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers as _, Message};
 use rdkafka::mocking::MockCluster;
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 const LONG: Duration = Duration::from_secs(60);
 
 fn record(number: usize) -> Record<'static> {
-    Record { key: "h/c".into(), probe: "p".into(), json: number.to_string().into(), is_fact: false }
+    Record { key: "h/c".into(), probe: "p".into(), json: number.to_string().into(), rank: Rank::Time }
 }
 
 fn spool(directory: &tempfile::TempDir) -> DiskSpool {
@@ -33,12 +33,16 @@ fn send(brokers: &str, spool: &DiskSpool) -> ProducerCounts {
     counts()
 }
 
-/// The payloads and the last headers that are in the topic.
+/// The payloads and the last headers that are in the topic of events.
 fn read(brokers: &str, wanted: usize) -> (Vec<String>, Vec<(String, String)>) {
+    read_topic(brokers, "t", wanted)
+}
+
+fn read_topic(brokers: &str, topic: &str, wanted: usize) -> (Vec<String>, Vec<(String, String)>) {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", brokers).set("group.id", "g").set("auto.offset.reset", "earliest");
     let consumer: BaseConsumer = client.create().unwrap();
-    consumer.subscribe(&["t"]).unwrap();
+    consumer.subscribe(&[topic]).unwrap();
     let (mut payloads, mut headers, start) = (Vec::new(), Vec::new(), Instant::now());
     while payloads.iter().collect::<BTreeSet<_>>().len() < wanted {
         assert!(start.elapsed() < LONG, "{} of {wanted}", payloads.len());
@@ -98,4 +102,46 @@ fn an_event_that_is_too_large_is_lost_alone_and_counted() {
     let counts = send(&cluster.bootstrap_servers(), &spool);
     assert_eq!((counts.sent, spool.state().dropped["kafka_refused"]), (2, 1));
     assert_eq!(read(&cluster.bootstrap_servers(), 2).0, ["1", "2"]);
+}
+
+#[test]
+fn profiles_have_a_topic_of_their_own_which_no_event_waits_for() {
+    let cluster = MockCluster::new(1).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    cluster.create_topic("t", 1, 1).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let spool = spool(&directory);
+    let profile = |number: usize| Record { rank: Rank::Profile, ..record(number) };
+    // Before the events, and more chunks than may be on their way of either.
+    for number in 0..40 {
+        spool.append(&[profile(number)]).unwrap();
+    }
+    spool.append(&[record(100), record(101)]).unwrap();
+    let config = KafkaConfig { brokers: brokers.clone(), topic: "t".to_owned(), ..KafkaConfig::default() };
+    let producer = Producer::new(&config, spool.clone()).unwrap();
+    let (counts, stop) = (producer.counts(), AtomicBool::new(false));
+    cluster
+        .topic_error("kpulse.profiles", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)
+        .unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| producer.run(&stop));
+        let wait = |what: &str, is_there: &dyn Fn() -> bool| {
+            let start = Instant::now();
+            while !is_there() {
+                assert!(start.elapsed() < LONG, "{what}: {:?} {:?}", spool.state(), counts());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        wait("the events", &|| counts().sent == 2 && spool.state().events <= 40);
+        // A failure ends the sending, or the scope would wait for it.
+        let waiting = (counts().sent_profiles, spool.state().events);
+        stop.store(waiting != (0, 40), Ordering::Release);
+        assert_eq!(waiting, (0, 40));
+        cluster.topic_error("kpulse.profiles", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+        wait("the profiles", &|| spool.state().events == 0);
+        stop.store(true, Ordering::Release);
+    });
+    assert_eq!((counts().sent, counts().sent_profiles), (2, 40));
+    assert_eq!(read(&brokers, 2).0, ["100", "101"]);
+    assert_eq!(read_topic(&brokers, "kpulse.profiles", 40).0.len(), 40);
 }

@@ -1,4 +1,4 @@
-//! Where do events wait for Kafka? In one SQLite file, bounded by bytes and by age, which outlives the process.
+//! Where do events and profiles wait for Kafka? In one SQLite file, bounded by bytes and by age, which outlives the process.
 //!
 //! What [`DiskSpool::append`] has taken is on the disk: the write-ahead log is synced with every batch, so neither the
 //! end of the process nor of the machine loses it. Events are kept in chunks, each with a checksum, since one row for
@@ -8,9 +8,10 @@ mod record;
 mod reserve;
 mod tables;
 
-pub use record::Record;
+pub use record::{Rank, Record};
 
 use super::{Document, losses};
+use crate::dataset::Dataset;
 use crate::sink::{Expired, Sink, SinkError};
 use anyhow::{Context, Result, ensure};
 use record::{decode, encode};
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The spool's name within the state directory.
 pub const FILE: &str = "spool.db";
-/// Why events that were in the spool never reach Kafka.
+/// Why what was in the spool never reaches Kafka.
 pub const LOSSES: [&str; 4] = ["spool_age", "spool_size", "spool_corrupt", "kafka_refused"];
 /// A lasting loss is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,21 +52,23 @@ impl Default for Bounds {
     }
 }
 
-/// Events that were taken together.
+/// Events, or profiles, that were taken together.
 #[derive(Debug)]
 pub struct Chunk {
     /// Its place in the order of arrival.
     pub seq: i64,
     /// When it was taken.
     pub taken_at: SystemTime,
-    /// How many events it holds.
+    /// Which way they go.
+    pub dataset: Dataset,
+    /// How many there are.
     pub events: u64,
     checksum: u32,
     body: Vec<u8>,
 }
 
 impl Chunk {
-    /// The events; an error when the disk gave back other bytes than it got.
+    /// The records; an error when the disk gave back other bytes than it got.
     pub fn records(&self) -> Result<Vec<Record<'_>>> {
         ensure!(crc32fast::hash(&self.body) == self.checksum, "its checksum is wrong");
         decode(&self.body)
@@ -75,7 +78,7 @@ impl Chunk {
 /// What the spool holds and what it had to drop.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// Events that wait.
+    /// Events and profiles that wait.
     pub events: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -83,6 +86,27 @@ pub struct State {
     pub oldest: Option<SystemTime>,
     /// Events that will never be sent, by reason.
     pub dropped: BTreeMap<&'static str, u64>,
+    /// Profiles that will never be sent, by reason.
+    pub dropped_profiles: BTreeMap<&'static str, u64>,
+}
+
+/// Records that will never be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// One of [`LOSSES`].
+    pub reason: &'static str,
+    /// What they are.
+    pub dataset: Dataset,
+    /// How many.
+    pub records: u64,
+}
+
+impl Loss {
+    /// Of a chunk, as the table tells of it.
+    fn of(reason: &'static str, priority: i8, records: u64) -> Self {
+        let dataset = if priority == Rank::Profile.number() { Dataset::Profiles } else { Dataset::Events };
+        Self { reason, dataset, records }
+    }
 }
 
 /// The spool; its clones are the same one.
@@ -155,14 +179,14 @@ impl DiskSpool {
         let now = milliseconds(SystemTime::now());
         let transaction = connection.transaction()?;
         // Chunks of one priority each, so that the lower ones can go first.
-        for is_fact in [false, true] {
-            let of_priority = records.iter().filter(|record| record.is_fact == is_fact);
+        for rank in Rank::ALL {
+            let of_priority = records.iter().filter(|record| record.rank == rank);
             for (body, events) in encode(of_priority, CHUNK_BYTES) {
                 transaction
                     .prepare_cached(
                         "INSERT INTO chunks (priority, time_ms, events, bytes, checksum, body) VALUES (?, ?, ?, ?, ?, ?)",
                     )?
-                    .execute(params![is_fact, now, events, body.len(), crc32fast::hash(&body), body])?;
+                    .execute(params![rank.number(), now, events, body.len(), crc32fast::hash(&body), body])?;
             }
         }
         let dropped = self.keep_bounds(&transaction, now)?;
@@ -172,39 +196,52 @@ impl DiskSpool {
     }
 
     /// Drops what is too old and, of what is too much, the oldest of the lowest priority.
-    fn keep_bounds(&self, connection: &Connection, now: i64) -> Result<[(&'static str, u64); 2]> {
+    fn keep_bounds(&self, connection: &Connection, now: i64) -> Result<Vec<Loss>> {
         let age = i64::try_from(self.0.bounds.max_age.as_millis()).unwrap_or(i64::MAX);
         let old = now.saturating_sub(age);
-        let sum = "SELECT COALESCE(SUM(events), 0) FROM chunks WHERE time_ms < ?";
-        let by_age: u64 = connection.query_row(sum, [old], |row| row.get(0))?;
-        if by_age > 0 {
+        let mut lost = {
+            let sums = "SELECT priority, SUM(events) FROM chunks WHERE time_ms < ? GROUP BY priority";
+            let mut select = connection.prepare_cached(sums)?;
+            let by_age =
+                select.query_map([old], |row| Ok(Loss::of("spool_age", row.get(0)?, row.get(1)?)))?;
+            by_age.collect::<Result<Vec<_>, _>>()?
+        };
+        if !lost.is_empty() {
             connection.execute("DELETE FROM chunks WHERE time_ms < ?", [old])?;
         }
-        let mut by_size = 0;
         let mut bytes: u64 =
             connection.query_row("SELECT COALESCE(SUM(bytes), 0) FROM chunks", [], |row| row.get(0))?;
         while bytes > self.0.bounds.max_bytes {
             let lowest =
                 "DELETE FROM chunks WHERE seq = (SELECT seq FROM chunks ORDER BY priority, seq LIMIT 1)
-                RETURNING events, bytes";
-            let (events, freed): (u64, u64) =
-                connection.query_row(lowest, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            by_size += events;
+                RETURNING priority, events, bytes";
+            let (by_size, freed): (_, u64) = connection.query_row(lowest, [], |row| {
+                Ok((Loss::of("spool_size", row.get(0)?, row.get(1)?), row.get(2)?))
+            })?;
+            lost.push(by_size);
             bytes -= freed;
         }
-        Ok([("spool_age", by_age), ("spool_size", by_size)])
+        Ok(lost)
     }
 
-    /// The first chunk behind this place.
-    pub fn after(&self, seq: i64) -> Result<Option<Chunk>> {
+    /// The first chunk of a dataset behind this place.
+    pub fn after(&self, dataset: Dataset, seq: i64) -> Result<Option<Chunk>> {
         let connection = self.connection();
-        let mut select = connection.prepare_cached(
-            "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? ORDER BY seq LIMIT 1",
-        )?;
+        let mut select = connection.prepare_cached(match dataset {
+            Dataset::Events => {
+                "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? AND priority >= 0
+                ORDER BY seq LIMIT 1"
+            }
+            Dataset::Profiles => {
+                "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? AND priority = -1
+                ORDER BY seq LIMIT 1"
+            }
+        })?;
         let chunk = select.query_row([seq], |row| {
             Ok(Chunk {
                 seq: row.get(0)?,
                 taken_at: SystemTime::UNIX_EPOCH + Duration::from_millis(row.get(1)?),
+                dataset,
                 events: row.get(2)?,
                 checksum: row.get(3)?,
                 body: row.get(4)?,
@@ -217,9 +254,11 @@ impl DiskSpool {
     pub fn remove(&self, chunks: &[i64], lost: Option<&'static str>) -> Result<()> {
         let mut connection = self.connection();
         let removed = with_room(&self.0.reserve, || Ok(remove(&mut connection, chunks)?));
-        let events = removed.with_context(|| self.write_error())?;
+        let removed = removed.with_context(|| self.write_error())?;
         if let Some(reason) = lost {
-            self.count_dropped([(reason, events)]);
+            self.count_dropped(
+                removed.into_iter().map(|(priority, records)| Loss::of(reason, priority, records)),
+            );
         }
         self.measure(&connection)?;
         if self.state_mut().events == 0 {
@@ -234,24 +273,31 @@ impl DiskSpool {
         }
     }
 
-    /// Counts events that will never be sent, and says so once in a while.
-    pub fn count_dropped(&self, dropped: impl IntoIterator<Item = (&'static str, u64)>) {
+    /// Counts what will never be sent, and says so once in a while.
+    pub fn count_dropped(&self, lost: impl IntoIterator<Item = Loss>) {
         let mut state = self.state_mut();
-        let before: u64 = state.dropped.values().sum();
-        for (reason, events) in dropped.into_iter().filter(|(_, events)| *events > 0) {
-            *state.dropped.entry(reason).or_default() += events;
-            losses::note(reason, events);
+        let mut is_any = false;
+        for Loss { reason, dataset, records } in lost.into_iter().filter(|loss| loss.records > 0) {
+            is_any = true;
+            match dataset {
+                Dataset::Events => {
+                    *state.dropped.entry(reason).or_default() += records;
+                    losses::note(reason, records);
+                }
+                Dataset::Profiles => *state.dropped_profiles.entry(reason).or_default() += records,
+            }
         }
-        if state.dropped.values().sum::<u64>() == before {
+        if !is_any {
             return;
         }
         let mut said_at = self.0.said_at.lock().unwrap_or_else(PoisonError::into_inner);
         if said_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             *said_at = Some(Instant::now());
-            let dropped = &state.dropped;
+            let State { dropped, dropped_profiles, .. } = &*state;
             tracing::error!(
                 ?dropped,
-                "events that were to go to Kafka are lost; output.spool bounds what waits"
+                ?dropped_profiles,
+                "events or profiles that were to go to Kafka are lost; output.spool bounds what waits"
             );
         }
     }
@@ -309,16 +355,17 @@ fn with_room<T>(reserve: &Reserve, mut write: impl FnMut() -> Result<T>) -> Resu
     if done.as_ref().is_err_and(is_full) && reserve.release() { write() } else { done }
 }
 
-/// How many events went with these chunks.
-fn remove(connection: &mut Connection, chunks: &[i64]) -> rusqlite::Result<u64> {
+/// The priority of each of these chunks that was there, and how many records went with it.
+fn remove(connection: &mut Connection, chunks: &[i64]) -> rusqlite::Result<Vec<(i8, u64)>> {
     let transaction = connection.transaction()?;
-    let mut events = 0;
+    let mut removed = Vec::with_capacity(chunks.len());
     for seq in chunks {
-        let mut delete = transaction.prepare_cached("DELETE FROM chunks WHERE seq = ? RETURNING events")?;
-        events += delete.query_row([seq], |row| row.get::<_, u64>(0)).optional()?.unwrap_or(0);
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM chunks WHERE seq = ? RETURNING priority, events")?;
+        removed.extend(delete.query_row([seq], |row| Ok((row.get(0)?, row.get(1)?))).optional()?);
     }
     transaction.commit()?;
-    Ok(events)
+    Ok(removed)
 }
 
 fn select_error<T>(result: rusqlite::Result<T>, path: &Path) -> Result<T> {

@@ -1,11 +1,41 @@
-//! An event as Kafka gets it, and many of them in one piece of bytes.
+//! An event or a profile as Kafka gets it, and many of them in one piece of bytes.
 
 use super::Document;
-use anyhow::{Context, Result};
+use crate::dataset::Dataset;
+use anyhow::{Context, Result, bail};
 use kpulse_common::event::Event;
+use kpulse_common::profile::Profile;
 use std::borrow::Cow;
 
-/// One event for Kafka.
+/// How soon a record gives way when there is no room for all, soonest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// A profile: the profiler has others of the same program.
+    Profile,
+    /// An event that tells a time that was too long.
+    Time,
+    /// An event that tells a fact: those are rarer.
+    Fact,
+}
+
+impl Rank {
+    pub(super) const ALL: [Self; 3] = [Self::Profile, Self::Time, Self::Fact];
+
+    /// As the table has it.
+    pub(super) fn number(self) -> i8 {
+        match self {
+            Self::Profile => -1,
+            Self::Time => 0,
+            Self::Fact => 1,
+        }
+    }
+
+    fn of(is_fact: bool) -> Self {
+        if is_fact { Self::Fact } else { Self::Time }
+    }
+}
+
+/// One event or profile for Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record<'r> {
     /// `host/container`: what has the same key stays in order.
@@ -14,8 +44,8 @@ pub struct Record<'r> {
     pub probe: Cow<'r, str>,
     /// The JSON document.
     pub json: Cow<'r, str>,
-    /// Whether it tells a fact rather than a time that was too long: those are rarer, and dropped last.
-    pub is_fact: bool,
+    /// How soon it gives way.
+    pub rank: Rank,
 }
 
 impl<'d> From<&'d Document> for Record<'d> {
@@ -24,7 +54,7 @@ impl<'d> From<&'d Document> for Record<'d> {
             key: key(&it.keys.host, it.keys.container.as_deref()).into(),
             probe: it.probe.into(),
             json: it.json.as_str().into(),
-            is_fact: it.keys.is_fact,
+            rank: Rank::of(it.keys.is_fact),
         }
     }
 }
@@ -37,7 +67,19 @@ impl Record<'static> {
             key: key(&keys.host, keys.container.as_deref()).into(),
             probe: event.kpulse.probe.clone().into(),
             json: json.into(),
-            is_fact: keys.is_fact,
+            rank: Rank::of(keys.is_fact),
+        }
+    }
+
+    /// The record of a profile that is text already.
+    pub fn of_profile(profile: &Profile, json: String) -> Self {
+        let host = profile.host.id.as_deref().or(profile.host.name.as_deref()).unwrap_or_default();
+        let container = profile.container.as_ref().map(|container| container.id.as_str());
+        Self {
+            key: key(host, container).into(),
+            probe: profile.kpulse.probe.clone().into(),
+            json: json.into(),
+            rank: Rank::Profile,
         }
     }
 }
@@ -46,6 +88,14 @@ impl Record<'_> {
     /// The host in its key.
     pub fn host(&self) -> &str {
         self.key.split_once('/').map_or(&*self.key, |(host, _)| host)
+    }
+
+    /// Which way it goes.
+    pub fn dataset(&self) -> Dataset {
+        match self.rank {
+            Rank::Profile => Dataset::Profiles,
+            Rank::Time | Rank::Fact => Dataset::Events,
+        }
     }
 
     fn texts(&self) -> [&str; 3] {
@@ -69,7 +119,7 @@ pub(super) fn encode<'r>(
         }
         let Some((body, events)) = chunks.last_mut() else { continue };
         *events += 1;
-        body.push(u8::from(record.is_fact));
+        body.extend_from_slice(&record.rank.number().to_le_bytes());
         for text in record.texts() {
             let length = u32::try_from(text.len()).expect("an event has some KiB");
             body.extend_from_slice(&length.to_le_bytes());
@@ -82,8 +132,10 @@ pub(super) fn encode<'r>(
 /// The records of a chunk.
 pub(super) fn decode(mut body: &[u8]) -> Result<Vec<Record<'_>>> {
     let mut records = Vec::new();
-    while let Some((&is_fact, rest)) = body.split_first() {
+    while let Some((&number, rest)) = body.split_first() {
         body = rest;
+        let rank = Rank::ALL.into_iter().find(|rank| rank.number().to_le_bytes() == [number]);
+        let Some(rank) = rank else { bail!("it holds a record of an unknown kind") };
         let mut text = || {
             let (length, rest) = body.split_first_chunk::<4>().context("it is cut off")?;
             let length = u32::from_le_bytes(*length) as usize;
@@ -91,7 +143,7 @@ pub(super) fn decode(mut body: &[u8]) -> Result<Vec<Record<'_>>> {
             body = rest;
             anyhow::Ok(Cow::Borrowed(std::str::from_utf8(text)?))
         };
-        records.push(Record { key: text()?, probe: text()?, json: text()?, is_fact: is_fact != 0 });
+        records.push(Record { key: text()?, probe: text()?, json: text()?, rank });
     }
     Ok(records)
 }
@@ -102,8 +154,13 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
-        fn any_record()(key: String, probe: String, json: String, is_fact: bool) -> Record<'static> {
-            Record { key: key.into(), probe: probe.into(), json: json.into(), is_fact }
+        fn any_record()(
+            key: String,
+            probe: String,
+            json: String,
+            rank in prop::sample::select(&Rank::ALL),
+        ) -> Record<'static> {
+            Record { key: key.into(), probe: probe.into(), json: json.into(), rank }
         }
     }
 

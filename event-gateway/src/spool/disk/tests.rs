@@ -7,18 +7,22 @@ fn record(number: usize, is_fact: bool) -> Record<'static> {
         key: format!("host/{number}").into(),
         probe: "p".into(),
         json: format!("{{\"number\":{number}}}").into(),
-        is_fact,
+        rank: if is_fact { Rank::Fact } else { Rank::Time },
     }
 }
 
 fn owned(it: Record<'_>) -> Record<'static> {
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-    Record { key: own(it.key), probe: own(it.probe), json: own(it.json), is_fact: it.is_fact }
+    Record { key: own(it.key), probe: own(it.probe), json: own(it.json), rank: it.rank }
 }
 
 fn all(spool: &DiskSpool) -> Vec<Record<'static>> {
+    all_of(spool, Dataset::Events)
+}
+
+fn all_of(spool: &DiskSpool, dataset: Dataset) -> Vec<Record<'static>> {
     let (mut seq, mut records) = (0, Vec::new());
-    while let Some(chunk) = spool.after(seq).unwrap() {
+    while let Some(chunk) = spool.after(dataset, seq).unwrap() {
         seq = chunk.seq;
         records.extend(chunk.records().unwrap().into_iter().map(owned));
     }
@@ -41,15 +45,15 @@ fn what_was_taken_is_there_after_a_start_in_order_until_it_is_removed() {
     let spool = open(&directory, 1 << 20);
     assert_eq!(all(&spool), records);
     assert_eq!((spool.state().events, spool.state().dropped), (10, BTreeMap::new()));
-    let first = spool.after(0).unwrap().unwrap();
+    let first = spool.after(Dataset::Events, 0).unwrap().unwrap();
     assert_eq!(first.events, 4);
     spool.remove(&[first.seq], None).unwrap();
     assert_eq!(all(&spool), records[4..]);
-    let second = spool.after(first.seq).unwrap().unwrap();
+    let second = spool.after(Dataset::Events, first.seq).unwrap().unwrap();
     spool.remove(&[second.seq], None).unwrap();
     assert_eq!(spool.state(), State::default());
     spool.append(&records[..1]).unwrap();
-    assert!(spool.after(second.seq).unwrap().is_some(), "a place is used once");
+    assert!(spool.after(Dataset::Events, second.seq).unwrap().is_some(), "a place is used once");
 }
 
 #[test]
@@ -58,7 +62,7 @@ fn room_that_is_free_goes_back_to_the_file_system() {
     let spool = open(&directory, 1 << 30);
     let large = Record { json: "x".repeat(8 << 20).into(), ..record(0, false) };
     spool.append(&[large]).unwrap();
-    spool.remove(&[spool.after(0).unwrap().unwrap().seq], None).unwrap();
+    spool.remove(&[spool.after(Dataset::Events, 0).unwrap().unwrap().seq], None).unwrap();
     let pages =
         || -> u64 { spool.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap() };
     let before = pages();
@@ -69,7 +73,7 @@ fn room_that_is_free_goes_back_to_the_file_system() {
     spool.vacuum().unwrap();
     assert!(pages() < 20, "{}", pages());
     spool.append(&[record(1, false)]).unwrap();
-    assert!(spool.after(1).unwrap().is_some(), "a place is used once");
+    assert!(spool.after(Dataset::Events, 1).unwrap().is_some(), "a place is used once");
 }
 
 #[test]
@@ -90,6 +94,26 @@ fn over_the_bound_the_oldest_of_the_lowest_priority_goes_and_is_counted() {
     assert!(numbers.contains(&record(9, false).json), "{numbers:?}");
     assert_eq!(spool.state().dropped["spool_size"], 10 - kept as u64);
     assert!(spool.state().bytes <= 200);
+}
+
+#[test]
+fn profiles_give_way_to_events_and_are_counted_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let bytes = encode([record(0, true)].iter(), 1)[0].0.len() as u64;
+    let spool = open(&directory, 4 * bytes);
+    let profile = |number: usize| Record { rank: Rank::Profile, ..record(number, false) };
+    spool.append(&[record(0, false), profile(1), profile(2)]).unwrap();
+    spool.append(&[profile(3)]).unwrap();
+    assert_eq!(all_of(&spool, Dataset::Profiles), [profile(1), profile(2), profile(3)]);
+    spool.append(&[record(4, false)]).unwrap();
+    assert_eq!(all(&spool), [record(0, false), record(4, false)], "the older event stays");
+    assert_eq!(all_of(&spool, Dataset::Profiles), [profile(3)]);
+    let state = spool.state();
+    assert_eq!((state.dropped.len(), state.dropped_profiles), (0, [("spool_size", 2)].into()));
+    let chunk = spool.after(Dataset::Profiles, 0).unwrap().unwrap();
+    spool.remove(&[chunk.seq], Some("spool_corrupt")).unwrap();
+    assert_eq!(spool.state().dropped_profiles["spool_corrupt"], 1);
+    assert_eq!((spool.state().events, spool.state().dropped.len()), (2, 0));
 }
 
 #[test]
@@ -116,7 +140,7 @@ fn bytes_that_changed_on_the_disk_are_noticed() {
     file.seek(SeekFrom::Start(at as u64 + 4)).unwrap();
     file.write_all(b"8").unwrap();
     let spool = open(&directory, 1 << 20);
-    let chunk = spool.after(0).unwrap().unwrap();
+    let chunk = spool.after(Dataset::Events, 0).unwrap().unwrap();
     assert!(chunk.records().unwrap_err().to_string().contains("checksum"));
     spool.remove(&[chunk.seq], Some("corrupt")).unwrap();
     assert_eq!(spool.state().dropped["corrupt"], 1);

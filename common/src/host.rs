@@ -1,10 +1,11 @@
 //! Which host is this?
 
-use kpulse_common::event::{Host, Os};
-use kpulse_common::paths::Paths;
+use crate::event::{Host, Os};
+use crate::paths::Paths;
 use std::path::Path;
 
-pub(super) fn read(paths: &Paths) -> Host {
+/// What its files tell; what cannot be read is absent.
+pub fn read(paths: &Paths) -> Host {
     let in_root = |name: &str| first_word(&paths.rootfs.join(name));
     let in_proc = |name: &str| first_word(&paths.procfs.join("sys/kernel").join(name));
     // The kernel answers with the name of the reader's own UTS namespace; a mounted root means that is not the host's.
