@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Different stacks that an answer holds, as many as a window: some 40 MiB at the worst.
-const MAX_STACKS: usize = 65_536;
 /// The reason of samples whose stack is among the rarest of an answer with too many.
 const ANSWER_FULL: &str = "answer_full";
 
@@ -36,7 +34,7 @@ pub struct Selection {
     pub containers: Containers,
 }
 
-/// Sums windows. Memory is bounded: beyond [`MAX_STACKS`] the rarer half is left out, and counted as lost.
+/// Sums windows. Memory is bounded by a number of different stacks: of more the rarer half is left out, and counted as lost.
 pub struct Gathering {
     scope: Scope,
     detail: Detail,
@@ -48,11 +46,11 @@ pub struct Gathering {
 
 impl Gathering {
     /// Nothing of this scope yet.
-    pub fn new(scope: &Scope, detail: Detail) -> Self {
+    pub fn new(scope: &Scope, detail: Detail, max_stacks: usize) -> Self {
         Self {
             scope: scope.clone(),
             detail,
-            max_stacks: MAX_STACKS,
+            max_stacks,
             selection: None,
             names: Interned::default(),
             stacks: Interned::default(),
@@ -203,7 +201,7 @@ impl Selection {
     /// Gathers the entries of `scope` from windows in order of time; `None` without a window.
     #[cfg(test)]
     pub fn gather<'a>(windows: impl IntoIterator<Item = &'a Window>, scope: &Scope) -> Option<Self> {
-        let mut gathering = Gathering::new(scope, Detail::Stacks);
+        let mut gathering = Gathering::new(scope, Detail::Stacks, usize::MAX);
         windows.into_iter().for_each(|window| gathering.window(window));
         gathering.finish()
     }
@@ -215,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_answer_with_too_many_stacks_keeps_the_frequent_ones_and_counts_the_rest() {
-        let mut gathering = Gathering { max_stacks: 100, ..Gathering::new(&Scope::Host, Detail::Stacks) };
+        let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks, 100);
         let mut taken = 0;
         for round in 0..20u32 {
             let mut window = Window::new(SystemTime::UNIX_EPOCH, 1000);
@@ -247,7 +245,7 @@ mod tests {
             let key = Key { pid: 7, process: "p".into(), thread: thread.into(), container: None, stack };
             window.add(key, 3);
         }
-        let mut gathering = Gathering::new(&Scope::Host, Detail::Targets);
+        let mut gathering = Gathering::new(&Scope::Host, Detail::Targets, 100);
         gathering.window(&window);
         let all = gathering.finish().unwrap();
         assert_eq!((all.samples, all.entries.len()), (6, 1));

@@ -26,7 +26,7 @@ const DAMAGED: &str = "window_damaged";
 pub struct Bounds {
     /// Length of a window.
     pub window: Duration,
-    /// Different stacks that one window holds.
+    /// Different stacks that one window holds, and one answer.
     pub window_entries: usize,
     /// Age at which a window goes.
     pub max_age: Duration,
@@ -281,7 +281,7 @@ impl Shared {
         detail: Detail,
         stretch: Stretch,
     ) -> anyhow::Result<Option<Selection>> {
-        let (store, before, waiting, closed, open) = {
+        let (max_stacks, store, before, waiting, closed, open) = {
             let state = self.lock();
             let history = &state.history;
             let waiting: Vec<_> = history
@@ -295,9 +295,10 @@ impl Shared {
             let open = &history.open.1;
             // It goes on until now, whenever it was last added to.
             let open = stretch.until.is_none_or(|until| open.from < until).then(|| open.of_scope(scope));
-            (history.store(), history.first_in_memory(), waiting, closed, open)
+            let max_stacks = history.bounds.window_entries;
+            (max_stacks, history.store(), history.first_in_memory(), waiting, closed, open)
         };
-        let mut gathering = Gathering::new(scope, detail);
+        let mut gathering = Gathering::new(scope, detail, max_stacks);
         if let Some(store) = store {
             let numbers = store.numbers(stretch.since, stretch.until)?;
             for number in numbers.into_iter().filter(|number| *number < before) {
@@ -315,18 +316,18 @@ impl Shared {
 
     /// The first closed window with this number or a later one, and its number; they are counted from 0 for ever.
     pub fn closed(&self, number: u64) -> anyhow::Result<Option<(u64, Selection)>> {
-        let (store, before, waiting) = {
+        let (max_stacks, store, before, waiting) = {
             let state = self.lock();
             let history = &state.history;
             let waiting = history.waiting.iter().find(|window| window.number >= number).cloned();
-            (history.store(), history.first_in_memory(), waiting)
+            (history.bounds.window_entries, history.store(), history.first_in_memory(), waiting)
         };
         let stored = match store.filter(|_| number < before) {
             Some(store) => store.window_from(number)?.map(Arc::new),
             None => None,
         };
         let Some(window) = stored.or(waiting) else { return Ok(None) };
-        let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks);
+        let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks, max_stacks);
         gathering.begin(window.from, window.to);
         gather(&window, &mut gathering);
         Ok(gathering.finish().map(|selection| (window.number, selection)))

@@ -207,6 +207,9 @@ fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
+/// A process whose samples are wanted: pid, name and container.
+type Wanted = (u32, Arc<str>, Option<Arc<str>>);
+
 /// A body with the names that were wanted so far.
 struct Reading<'a> {
     body: &'a proto::Body,
@@ -257,7 +260,7 @@ impl Reading<'_> {
         process: &proto::Process,
         containers: &HashMap<u32, Arc<ContainerIdentity>>,
         gathering: &mut Gathering,
-    ) -> Result<Option<(u32, Arc<str>, Option<Arc<str>>)>> {
+    ) -> Result<Option<Wanted>> {
         let proto::Process { pid, name, container, path, build_id } = *process;
         if !gathering.wants(pid, self.optional(container)?) {
             return Ok(None);
@@ -367,7 +370,7 @@ pub mod tests {
     }
 
     fn unpacked(packed: &Packed, scope: &Scope) -> Selection {
-        let mut gathering = Gathering::new(scope, Detail::Stacks);
+        let mut gathering = Gathering::new(scope, Detail::Stacks, 100);
         packed.gather(&mut gathering).unwrap();
         gathering.finish().unwrap()
     }
@@ -391,7 +394,7 @@ pub mod tests {
             assert_same(&found, &Selection::gather([&window], &scope).unwrap());
             assert_eq!(found.samples, samples);
         }
-        let mut targets = Gathering::new(&Scope::Host, Detail::Targets);
+        let mut targets = Gathering::new(&Scope::Host, Detail::Targets, 100);
         packed.gather(&mut targets).unwrap();
         assert_eq!(targets.finish().unwrap().entries.len(), 3);
     }
@@ -402,7 +405,7 @@ pub mod tests {
         for index in 0..packed.body.len() {
             let mut damaged = packed.clone();
             damaged.body[index] ^= 0x10;
-            let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks);
+            let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks, 100);
             assert!(
                 damaged.gather(&mut gathering).is_err() || {
                     // A bit of the header that means nothing.
@@ -438,7 +441,7 @@ pub mod tests {
             let (from, to) = (UNIX_EPOCH, UNIX_EPOCH);
             let packed = Packed { number: 0, from, to, samples: 0, entries: 0, body };
             // An error or an answer.
-            let _ = packed.gather(&mut Gathering::new(&Scope::Host, Detail::Stacks));
+            let _ = packed.gather(&mut Gathering::new(&Scope::Host, Detail::Stacks, 100));
         }
     }
 }
