@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what kpulse costs on this machine and prints it beside the targets. Nothing is asserted: figures depend on
 # the machine and on what else runs. Root is needed for all that comes from the kernel.
-#   run.sh [switches | scrape | probes | events | sizes | profiler | pipeline]...    only these parts
+#   run.sh [switches | scrape | probes | events | sizes | profiler | stacks | pipeline]...    only these parts
 # events ends with a table of every program of every probe, each provoked by a load of its own; what this machine cannot
 # provoke is there with the reason. Of some probes alone: target/release/examples/event_costs PROBE...
 #   ROUNDS=8 SECONDS_BUSY=30 SCRAPES=10 PIPELINE_EVENTS=100000   change the length
@@ -114,6 +114,10 @@ map_mib() {
 		END { for (map in maps) sum += maps[map]; printf "%.1f\n", sum / 1048576 }' /proc/"$1"/fdinfo/*
 }
 
+bench_stacks() {
+	"$release/examples/stack_quality" >"$work/stacks" 2> >(tee -a "$work/log" >&2)
+}
+
 bench_pipeline() {
 	"$release/examples/pipeline_costs" >"$work/pipeline" 2> >(tee -a "$work/log" >&2) || return
 	awk -F '\t' -v OFS='\t' '
@@ -124,15 +128,15 @@ bench_pipeline() {
 		{ printf "%-52s %10s %-4s %12s %s\n", $1, $2, $3, $4, verdict }' "$work/pipeline" >>"$work/table"
 }
 
-[ $# -gt 0 ] || set -- switches scrape probes events sizes profiler pipeline
+[ $# -gt 0 ] || set -- switches scrape probes events sizes profiler stacks pipeline
 for part in "$@"; do
 	case $part in
-	switches | scrape | probes | events | sizes | profiler | pipeline) ;;
+	switches | scrape | probes | events | sizes | profiler | stacks | pipeline) ;;
 	*) echo "bench: there is no part $part" >&2 && exit 2 ;;
 	esac
 done
 echo "bench: building (release)" >&2
-cargo build --quiet --release --workspace --bins --example event_costs --example pipeline_costs
+cargo build --quiet --release --workspace --bins --example event_costs --example pipeline_costs --example stack_quality
 for program in pingpong load reread; do cc -O2 -Wall -o "$work/$program" "tests/overhead/$program.c"; done
 for part in "$@"; do "bench_$part" || failed "$part"; done
 
@@ -144,3 +148,8 @@ if [ -s "$work/table" ]; then
 fi
 print_curve
 [ ! -s "$work/probes" ] || cat "$work/probes"
+if [ -s "$work/stacks" ]; then
+	echo
+	echo "Whole stacks, % of so many samples: from the thread's or goroutine's start over every call to the hot one, all named"
+	cat "$work/stacks"
+fi

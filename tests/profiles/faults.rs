@@ -1,9 +1,10 @@
 //! What programs can do to the profiler: none of it may cost the others their stacks.
 
 use crate::needs_root;
-use crate::program::{Line, Running, Shares, compile, parse, start};
-use crate::record::{record, record_for};
+use crate::program::{Shares, compile, start};
+use kpulse_tests::profile::{Line, parse, record, record_for};
 use kpulse_tests::until;
+use kpulse_tests::workload::Running;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::FileExt;

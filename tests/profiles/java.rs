@@ -1,39 +1,13 @@
 //! Are stacks of Java whole and named, with no flag and no agent in the JVM? And what of code that cannot be read so?
 
-use crate::needs_root;
-use crate::program::{Line, Running, parse};
-use crate::record::{record_for, record_samples};
-use crate::unwind::THREAD;
+use crate::{built, needs_root};
+use kpulse_tests::profile::{Line, parse, record_for, record_samples};
 use kpulse_tests::until;
+use kpulse_tests::workload::java::{self, compile, start};
+use kpulse_tests::workload::{Quality, Running, is_native_root, percent};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// Calls of `deep`.
-const CHAIN: usize = 21;
-/// What the JVM itself runs when it collects garbage or compiles is no part of the known program.
-const THREADS: &[&str] = &["java", "ForkJoinPool-1-"];
-
-/// A Java program, compiled for every JVM since 11; `None` where there is no compiler, which is told.
-fn compile(test: &str, program: &str, folder: &Path) -> Option<()> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("profiles/java/{program}.java"));
-    let mut command = Command::new("javac");
-    command.args(["--release", "11", "-d"]).arg(folder).arg(source);
-    match command.status() {
-        Ok(status) => assert!(status.success(), "{command:?}"),
-        Err(error) => {
-            kpulse_tests::skip(test, &format!("javac does not run: {error}; it comes with a JDK"));
-            return None;
-        }
-    }
-    Some(())
-}
-
-fn start(java: &Path, flags: &[&str], folder: &Path, program: &[&str]) -> Running {
-    let mut command = Command::new(java);
-    command.args(flags).arg("-cp").arg(folder).args(program);
-    Running(command.stdout(Stdio::null()).spawn().expect("java runs where javac does"))
-}
 
 /// Other JDKs of this machine than the one in the PATH, by version.
 fn other_jdks() -> Vec<(u32, PathBuf)> {
@@ -53,40 +27,8 @@ fn other_jdks() -> Vec<(u32, PathBuf)> {
     found
 }
 
-fn share(part: u64, of: u64) -> f64 {
-    part as f64 * 100.0 / of.max(1) as f64
-}
-
-/// Debug information that a container's library refers to is not looked for.
-fn is_rooted(line: &Line) -> bool {
-    line.frames.get(1).is_some_and(|root| THREAD.contains(&root.as_str()) || root == "[libc.so.6]")
-}
-
-/// The known chain and its shares.
-fn judge_burn(folded: &str) {
-    let (mut samples, mut whole, mut leaves) = (0, 0, [0; 3]);
-    for line in parse(folded).into_iter().filter(|line| THREADS.contains(&line.frames[0].as_str())) {
-        let at = |name: &str| line.frames.iter().position(|frame| frame == name);
-        let hot = ["Burn.hotA", "Burn.hotB", "Burn.hotC"].map(at);
-        let Some(leaf) = hot.iter().position(Option::is_some) else { continue };
-        let chain = line.frames.iter().filter(|frame| *frame == "Burn.deep").count();
-        let in_order = at("Burn.main") < at("Burn.run")
-            && at("Burn.run") < at("Burn.deep")
-            && at("Burn.deep").map(|first| first + CHAIN) == hot[leaf];
-        let has_leaf = leaf != 2 || at("Burn.leafC") == hot[2].map(|place| place + 1);
-        let is_whole =
-            is_rooted(&line) && at("Burn.main").is_some() && chain == CHAIN && in_order && has_leaf;
-        samples += line.count;
-        leaves[leaf] += line.count;
-        whole += if is_whole { line.count } else { 0 };
-    }
-    let leaves = leaves.map(|count| share(count, samples));
-    println!("{samples} samples, {:.2} % whole, leaves {leaves:.1?}", share(whole, samples));
-    assert!(samples >= 1000, "too few samples: {samples}");
-    assert!(share(whole, samples) >= 99.8, "{whole} of {samples} are whole: {folded}");
-    for (share, truth) in leaves.iter().zip([70.0, 20.0, 10.0]) {
-        assert!((share - truth).abs() <= 3.0, "{leaves:?}");
-    }
+fn judge_burn(pid: u32) {
+    Quality::recorded(pid, java::judge).assert_true(java::TARGET);
 }
 
 /// Stacks of the hard program: how many reach the root, and how many frames have no name.
@@ -94,18 +36,21 @@ fn judge_stress(folded: &str) {
     let (mut samples, mut rooted, mut nameless, mut ours) = (0, 0, 0, 0);
     for line in parse(folded) {
         samples += line.count;
-        rooted += if is_rooted(&line) { line.count } else { 0 };
+        rooted += if is_native_root(&line) { line.count } else { 0 };
         let count = |is: fn(&String) -> bool| if line.frames.iter().any(is) { line.count } else { 0 };
         nameless += count(|frame| frame.starts_with("[java: ") || frame == "[unknown]");
         ours += count(|frame| frame.starts_with("Stress."));
     }
     println!(
         "{samples} samples, {:.2} % to the root, {nameless} with a frame without a name",
-        share(rooted, samples)
+        percent(rooted, samples)
     );
     assert!(ours >= 1000, "too few samples: {ours}");
-    assert!(share(rooted, samples) >= 99.0, "{rooted} of {samples} reach the root: {folded}");
-    assert!(share(nameless, samples) <= 1.0, "{nameless} of {samples} have a frame without a name: {folded}");
+    assert!(percent(rooted, samples) >= 99.0, "{rooted} of {samples} reach the root: {folded}");
+    assert!(
+        percent(nameless, samples) <= 1.0,
+        "{nameless} of {samples} have a frame without a name: {folded}"
+    );
 }
 
 #[test]
@@ -113,11 +58,11 @@ fn a_java_program_is_walked_whole() {
     const TEST: &str = "a_java_program_is_walked_whole";
     needs_root!(TEST);
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(()) = compile(TEST, "Burn", folder.path()) else { return };
+    built!(TEST, compile("Burn", folder.path()));
     for java in std::iter::once(PathBuf::from("java")).chain(other_jdks().into_iter().map(|(_, java)| java)) {
         println!("{}", java.display());
         let program = start(&java, &[], folder.path(), &["Burn", "300"]);
-        judge_burn(&record_samples(program.pid(), 2000));
+        judge_burn(program.pid());
     }
 }
 
@@ -126,7 +71,7 @@ fn stacks_of_short_java_calls_reach_the_root() {
     const TEST: &str = "stacks_of_short_java_calls_reach_the_root";
     needs_root!(TEST);
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(()) = compile(TEST, "Stress", folder.path()) else { return };
+    built!(TEST, compile("Stress", folder.path()));
     let variants: [&[&str]; 3] = [&[], &["-Xint"], &["-XX:TieredStopAtLevel=1"]];
     for flags in variants {
         println!("{flags:?}");
@@ -140,7 +85,7 @@ fn virtual_threads_and_newer_jvms_are_walked_to_the_root() {
     const TEST: &str = "virtual_threads_and_newer_jvms_are_walked_to_the_root";
     needs_root!(TEST);
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(()) = compile(TEST, "Stress", folder.path()) else { return };
+    built!(TEST, compile("Stress", folder.path()));
     let newer: Vec<_> = other_jdks().into_iter().filter(|(version, _)| *version >= 21).collect();
     if newer.is_empty() {
         return kpulse_tests::skip(TEST, "/usr/lib/jvm has no JDK of 21 or newer beside the default one");
@@ -179,10 +124,10 @@ fn a_jvm_in_a_container_is_walked_whole() {
     const TEST: &str = "a_jvm_in_a_container_is_walked_whole";
     needs_root!(TEST);
     let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
-    let Some(()) = compile(TEST, "Burn", folder.path()) else { return };
+    built!(TEST, compile("Burn", folder.path()));
     let mut java = Command::new("java");
     let (_outer, pid) = contained(java.arg("-cp").arg(folder.path()).args(["Burn", "300"]));
-    judge_burn(&record_samples(pid, 2000));
+    judge_burn(pid);
 }
 
 /// Compiles the program that makes code, beside a library that calls itself a JVM if wanted.
@@ -209,7 +154,7 @@ fn share_of(folded: &str, leaf: &str) -> f64 {
     let named = lines.iter().filter(made).filter(|line| line.frames.ends_with(&["main".into(), leaf.into()]));
     let named: u64 = named.map(|line| line.count).sum();
     assert!(samples >= 500, "too few samples: {folded}");
-    share(named, samples)
+    percent(named, samples)
 }
 
 #[test]
@@ -239,7 +184,7 @@ fn a_jvm_that_ends_meanwhile_keeps_its_names() {
     const TEST: &str = "a_jvm_that_ends_meanwhile_keeps_its_names";
     needs_root!(TEST);
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(()) = compile(TEST, "Burn", folder.path()) else { return };
+    built!(TEST, compile("Burn", folder.path()));
     let mut program = start(Path::new("java"), &[], folder.path(), &["Burn", "6"]);
     let folded = record_for(program.pid(), 10);
     assert!(program.0.try_wait().expect("can be asked").is_some(), "it ended during the recording");

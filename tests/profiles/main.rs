@@ -11,9 +11,6 @@ mod serve;
 #[cfg(target_arch = "x86_64")]
 mod unwind;
 
-/// Samples a second: enough for a share within three points in a few seconds.
-const HZ: &str = "997";
-
 /// Ends the test, with the reason, where the CPUs cannot be sampled.
 macro_rules! needs_root {
     ($test:expr) => {
@@ -23,3 +20,14 @@ macro_rules! needs_root {
     };
 }
 use needs_root;
+
+/// What could be built here; or ends the test with the reason why not.
+macro_rules! built {
+    ($test:expr, $result:expr) => {
+        match $result {
+            Ok(built) => built,
+            Err(why) => return kpulse_tests::skip($test, &why),
+        }
+    };
+}
+use built;

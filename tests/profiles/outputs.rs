@@ -1,8 +1,8 @@
 //! Are profiles read by the programs that they are for?
 
 use crate::needs_root;
-use crate::program::{compile, parse, profiler, start};
-use crate::record::record;
+use crate::program::{compile, start};
+use kpulse_tests::profile::{Line, parse, profiler, record};
 use std::fs;
 use std::process::Command;
 
@@ -67,7 +67,7 @@ fn a_recording_is_compared_with_an_earlier_one() {
     let then =
         |frames: &[String]| frames.last().and_then(|frame| frame.rsplit_once(' ')?.1.parse::<u64>().ok());
     assert!(compared.iter().all(|line| then(&line.frames).is_some()), "two counts each");
-    let gone = |line: &&crate::program::Line| line.frames.iter().any(|frame| frame.starts_with("gone "));
+    let gone = |line: &&Line| line.frames.iter().any(|frame| frame.starts_with("gone "));
     assert!(compared.iter().find(gone).is_some_and(|line| line.count == 0));
     record(&["--pid", &pid, "--baseline", &earlier], 2, "svg", &picture);
     let svg = fs::read_to_string(&picture).expect("the picture is there");

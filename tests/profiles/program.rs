@@ -1,26 +1,9 @@
-//! The program under the profiler, the profiler itself, and how its folded stacks are read.
+//! The C program with two leaves, and what a profile says about it.
 
-use kpulse_tests::binary;
-use kpulse_tests::process::command;
+use kpulse_tests::profile::{Line, parse};
+use kpulse_tests::workload::{Running, percent};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-
-/// A running program that is stopped when the test ends.
-pub struct Running(pub Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    pub fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
+use std::process::{Command, Stdio};
 
 /// Compiles the program with known shares.
 pub fn compile(directory: &Path) -> PathBuf {
@@ -46,29 +29,6 @@ pub fn compile_with(flags: &[&str], directory: &Path) -> PathBuf {
 /// Starts it for some seconds.
 pub fn start(program: &Path, seconds: u32) -> Running {
     Running(Command::new(program).arg(seconds.to_string()).stdout(Stdio::null()).spawn().expect("starts"))
-}
-
-/// The profiler, without any variable that would configure it.
-pub fn profiler() -> Command {
-    command(binary("kpulse-profiler"))
-}
-
-/// One folded line: frames from the thread's name to the leaf, and how often.
-pub struct Line {
-    pub frames: Vec<String>,
-    pub count: u64,
-}
-
-/// Reads folded stacks; a line that is not one fails the test.
-pub fn parse(folded: &str) -> Vec<Line> {
-    let line = |line: &str| {
-        let (stack, count) = line.rsplit_once(' ').expect("a count after a blank");
-        Line {
-            frames: stack.split(';').map(str::to_owned).collect(),
-            count: count.parse().expect("a number"),
-        }
-    };
-    folded.lines().map(line).collect()
 }
 
 /// What a folded profile says about the known program.
@@ -102,7 +62,6 @@ impl Shares {
                 other += count;
             }
         }
-        let percent = |part: u64, of: u64| part as f64 * 100.0 / of.max(1) as f64;
         Self { samples: hot + other, hot: percent(hot, hot + other), whole: percent(whole, hot) }
     }
 

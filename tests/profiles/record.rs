@@ -1,46 +1,16 @@
 //! `record`: the stacks and shares of a known program, and every sample accounted for.
 
-use crate::program::{Running, Shares, compile, compile_with, parse, profiler, start};
-use crate::{HZ, needs_root};
+use crate::needs_root;
+use crate::program::{Shares, compile, compile_with, start};
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::process::Service;
+use kpulse_tests::profile::{HZ, Line, MAX_SECONDS, assert_closed, parse, profiler, record};
 use kpulse_tests::until;
+use kpulse_tests::workload::Running;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Longest recording: on a busy machine the program gets its share late.
-const MAX_SECONDS: u32 = 32;
-
-/// Records into a file; returns what it says on stderr.
-pub fn record(scope: &[&str], seconds: u32, format: &str, file: &Path) -> String {
-    let mut command = profiler();
-    command.arg("record").args(scope).args(["--sample.hz", HZ, "--format", format, "-o"]).arg(file);
-    let output = command.args(["--seconds", &seconds.to_string()]).output().expect("runs");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stderr).expect("text")
-}
-
-/// What a process runs: at least so many samples of it, unless that takes too long.
-pub fn record_samples(pid: u32, samples: u64) -> String {
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    let mut seconds = 4;
-    loop {
-        let stored = assert_closed(&record(&["--pid", &pid.to_string()], seconds, "folded", file.path()));
-        if stored >= samples || seconds >= MAX_SECONDS {
-            return fs::read_to_string(file.path()).expect("the profile is there");
-        }
-        seconds *= 2;
-    }
-}
-
-/// What a process runs in so many seconds, with every sample accounted for.
-pub fn record_for(pid: u32, seconds: u32) -> String {
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    assert_closed(&record(&["--pid", &pid.to_string()], seconds, "folded", file.path()));
-    fs::read_to_string(file.path()).expect("the profile is there")
-}
 
 /// Records longer and longer until there are samples enough to judge shares by.
 fn record_enough(scope: &[&str], file: &Path) -> Shares {
@@ -53,27 +23,6 @@ fn record_enough(scope: &[&str], file: &Path) -> Shares {
         }
         seconds *= 2;
     }
-}
-
-/// The number behind a word of the summary.
-fn number(summary: &str, word: &str) -> u64 {
-    let (_, rest) =
-        summary.split_once(&format!("{word} ")).unwrap_or_else(|| panic!("no {word} in {summary}"));
-    rest.split(|letter: char| !letter.is_ascii_digit())
-        .next()
-        .expect("a first part")
-        .parse()
-        .expect("a number")
-}
-
-/// One line on stderr, whose sum closes.
-fn assert_closed(summary: &str) -> u64 {
-    assert_eq!(summary.lines().count(), 1, "{summary}");
-    let [taken, stored, outside, lost] =
-        ["taken", "stored", "outside the scope", "lost"].map(|word| number(summary, word));
-    assert_eq!(taken, stored + outside + lost, "{summary}");
-    assert!(taken > 0, "{summary}");
-    stored
 }
 
 fn until_deleted(program: &Running) {
@@ -109,9 +58,8 @@ fn a_host_profile_names_the_chain_and_the_kernel() {
     let file = directory.path().join("out.folded");
     record_enough(&["--host"], &file).assert_true();
     let lines = parse(&fs::read_to_string(&file).expect("the profile is there"));
-    let in_kernel = |line: &&crate::program::Line| {
-        line.frames[0] == "dd" && line.frames.iter().any(|frame| frame.ends_with("_[k]"))
-    };
+    let in_kernel =
+        |line: &&Line| line.frames[0] == "dd" && line.frames.iter().any(|frame| frame.ends_with("_[k]"));
     let named: u64 = lines.iter().filter(in_kernel).map(|line| line.count).sum();
     assert!(named > 0, "dd reads from the kernel");
     let offsets = |frame: &String| frame.ends_with("_[k]") && frame.contains("+0x");

@@ -2,8 +2,9 @@
 
 use crate::needs_root;
 use crate::outputs::go_pprof;
-use crate::program::{Shares, compile, profiler, start};
+use crate::program::{Shares, compile, start};
 use kpulse_tests::process::Service;
+use kpulse_tests::profile::profiler;
 use kpulse_tests::{http, until};
 use std::path::Path;
 use std::process::Command;

@@ -11,10 +11,12 @@ pub mod memory;
 pub mod network;
 pub mod pressure;
 pub mod process;
+pub mod profile;
 pub mod root_port;
 pub mod services;
 pub mod shaper;
 pub mod stuck_page;
+pub mod workload;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -27,7 +29,8 @@ pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let folder = own.parent().unwrap();
     // A guest of the kernel matrix has the programs and the binaries in one folder.
-    let folder = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
+    let is_below = ["deps", "examples"].iter().any(|name| folder.ends_with(name));
+    let folder = if is_below { folder.parent().unwrap() } else { folder };
     let path = folder.join(name);
     assert!(path.exists(), "{} is missing: run `cargo build --workspace` first", path.display());
     path

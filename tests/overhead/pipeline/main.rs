@@ -9,7 +9,7 @@ mod usage;
 
 use kpulse_tests::process::{Service, gateway};
 use kpulse_tests::services::{Kind, Server};
-use kpulse_tests::{http, is_root, within};
+use kpulse_tests::{binary, http, is_root, within};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -48,8 +48,7 @@ impl Bench {
     }
 
     fn command(&self, subcommand: &str, name: &str) -> Command {
-        let own = std::env::current_exe().unwrap();
-        let program = own.parent().unwrap().with_file_name("kpulse-event-gateway");
+        let program = binary("kpulse-event-gateway");
         let mut command = gateway(program, &self.folder.path().join(format!("state-{name}")), subcommand);
         for (key, value) in [
             ("KAFKA__BROKERS", self.kafka.address()),
