@@ -3,6 +3,8 @@
 mod faults;
 mod go;
 #[cfg(target_arch = "x86_64")]
+mod handlers;
+#[cfg(target_arch = "x86_64")]
 mod java;
 mod outputs;
 mod program;

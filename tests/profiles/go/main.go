@@ -1,7 +1,7 @@
 // A Go program whose profile is known: below a chain of 21 calls, hotA takes 70 % of its time, hotB 20 % and hotC 10 %.
 // hotA has no frame, hotB is a method of a generic type behind an interface, and hotC has its work inlined, or in C where
 // cgo is on. Chance chooses, since a fixed pattern can keep step with the sampling clock.
-// Argument: seconds to live.
+// Arguments: seconds to live, and with cgo how the end of the chain is reached: see with_c.go.
 package main
 
 import (
@@ -15,11 +15,12 @@ type hot interface{ run(number uint64) uint64 }
 type kind[T ~uint64] struct{ add T }
 
 var (
-	hotB hot = &kind[uint64]{1}
-	seed     = uint64(88172645463325252)
-	sink uint64
-	end  time.Time
-	done = make(chan bool)
+	hotB   hot = &kind[uint64]{1}
+	seed       = uint64(88172645463325252)
+	bottom     = choose
+	sink   uint64
+	end    time.Time
+	done   = make(chan bool)
 )
 
 //go:noinline
@@ -66,7 +67,7 @@ func deep(depth int) {
 	var space [24]byte
 	space[depth%24] = byte(sink)
 	if depth == 0 {
-		choose()
+		bottom()
 	} else {
 		deep(depth - 1)
 	}
@@ -75,6 +76,9 @@ func deep(depth int) {
 
 //go:noinline
 func run() {
+	if len(os.Args) > 2 {
+		prepare(os.Args[2])
+	}
 	for time.Now().Before(end) {
 		for i := 0; i < 200; i++ {
 			deep(20)

@@ -1,0 +1,9 @@
+package main
+
+import "C"
+
+//export goBack
+func goBack() {
+	choose()
+	sink++
+}
