@@ -13,7 +13,7 @@ use kpulse_common::container::{ContainerIdentity, Identities};
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::{Drained, Sample};
 use kpulse_symbolize::Processes;
-use kpulse_symbolize::process::{Executable, Identity};
+use kpulse_symbolize::process::{Executable, Identity, note};
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -262,7 +262,8 @@ impl Counting {
             }
         }
         self.symbols.resolve(wanted.iter().map(|(sample, _)| sample), now);
-        let programs = self.executables(wanted.iter().map(|(sample, _)| sample));
+        let running = self.running(wanted.iter().map(|(sample, _)| sample));
+        let programs = self.executables(&running);
         self.reading.end();
         let mut frames = Vec::new();
         let mut state = self.shared.lock();
@@ -274,6 +275,11 @@ impl Counting {
             state.executables.clear();
         }
         state.executables.extend(programs);
+        for process in running.keys() {
+            if let Some((_, Some(program))) = state.executables.get_mut(process) {
+                note(program, self.symbols.unnamed(process.0));
+            }
+        }
         for (sample, container) in wanted {
             self.symbols.frames(&sample, &mut frames);
             let thread = self.symbols.name(&sample.comm);
@@ -304,8 +310,8 @@ impl Counting {
         true
     }
 
-    /// The programs of the processes that are not known as they are.
-    fn executables<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> Executables {
+    /// What the processes of samples are called, and which they are.
+    fn running<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> HashMap<(u32, Arc<str>), Identity> {
         let mut processes = HashMap::new();
         for sample in samples {
             if let Some(identity) = self.symbols.identity(sample.pid)
@@ -314,19 +320,25 @@ impl Counting {
                 processes.insert((sample.pid, name), identity);
             }
         }
+        processes
+    }
+
+    /// The programs of these processes that are not known as they are.
+    fn executables(&self, running: &HashMap<(u32, Arc<str>), Identity>) -> Executables {
+        let mut new = running.clone();
         {
             let state = self.shared.lock();
             let is_new = |process: &(u32, Arc<str>), identity: &mut Identity| {
                 state.executables.get(process).is_none_or(|(known, _)| known != identity)
             };
-            processes.retain(is_new);
+            new.retain(is_new);
         }
         let read = |(process, identity): ((u32, Arc<str>), Identity)| {
             let may_read = self.reading.begin(process.0);
             let executable = may_read.then(|| self.source.executable(process.0)).flatten();
             (process, (identity, executable.map(Arc::new)))
         };
-        processes.into_iter().map(read).collect()
+        new.into_iter().map(read).collect()
     }
 }
 

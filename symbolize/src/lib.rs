@@ -13,6 +13,7 @@ pub mod object;
 pub mod process;
 mod reader;
 mod truncation;
+pub mod unnamed;
 
 pub use native::Native;
 pub use process::Processes;
@@ -68,7 +69,7 @@ impl Unknown {
 pub struct Nameless {
     /// Why it has none.
     pub why: Unknown,
-    /// The name of the file that has no symbol there, without its folder.
+    /// The file that has no symbol there, without its folder; with the function's address where that is known.
     pub file: Option<Arc<str>>,
 }
 

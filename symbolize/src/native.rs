@@ -4,13 +4,14 @@
 //! runs. The names of a process are kept until it ends or starts another program.
 
 use crate::demangle::demangle;
-use crate::process::{Code, Files, Identity, Mapping, Processes};
+use crate::process::{Code, Files, Identity, MAX_PARTS, Mapping, Processes};
 use crate::reader::Reader;
+use crate::unnamed::{self, Functions, Part};
 use crate::{Nameless, Resolved, Unknown, elf, go, truncation};
 use blazesym::Pid;
 use blazesym::symbolize::source::{Process as ProcessSource, Source};
 use blazesym::symbolize::{Input, Reason, Sym, Symbolized};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ struct Process {
     identity: Identity,
     name: Arc<str>,
     names: HashMap<u64, Resolved>,
+    unnamed: Vec<Arc<Part>>,
     since: Instant,
     used: Instant,
     /// Read it again: some of its addresses were left out.
@@ -36,7 +38,8 @@ struct Process {
 /// How much is read of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// Debug information too, for the functions that are inlined; what has no symbol is named by its file, `[libc.so.6]`.
+    /// Debug information too, for the functions that are inlined; what has no symbol is named by its file and the address of
+    /// its function there, `[libc.so.6+0x29d60]`, or by the file alone.
     Inlined,
     /// Symbol tables only; what has no symbol is named by its file and its place there, `[libc.so.6+0x29d90]`.
     Symbols,
@@ -49,6 +52,8 @@ pub struct Native {
     processes: HashMap<u32, Process>,
     source: Processes,
     go: go::Files,
+    /// Each once, shared by the processes.
+    parts: HashSet<Arc<Part>>,
     addresses: usize,
     may_read: Box<dyn FnMut(u32) -> bool>,
 }
@@ -60,8 +65,8 @@ impl Native {
             tracing::warn!(%error, "a program's file that shrinks would end this process");
         }
         let (reader, go) = (Reader::new(Instant::now()), go::Files::default());
-        let may_read = Box::new(|_| true);
-        Self { detail, reader, processes: HashMap::new(), source, go, addresses: 0, may_read }
+        let (processes, parts, may_read) = (HashMap::new(), HashSet::new(), Box::new(|_| true));
+        Self { detail, reader, processes, source, go, parts, addresses: 0, may_read }
     }
 
     /// Asks, before anything of a process is read that may never come, whether it is to be read.
@@ -97,7 +102,7 @@ impl Native {
                     process.names.extend(missing.into_iter().map(|address| (address, Err(why.into()))));
                     process.is_stale = true;
                 } else {
-                    self.read(pid, &missing, &mut process.names, name);
+                    self.read(pid, &missing, &mut process, name);
                     // Whatever was read while it began another program is of neither.
                     if self.source.process(pid).is_none_or(|now| now.identity != process.identity) {
                         process.names.extend(missing.into_iter().map(|address| (address, Err(GONE))));
@@ -125,8 +130,9 @@ impl Native {
             .filter(|known| known.identity == identity && !known.is_stale && now - known.since < MAX_AGE)
             .map_or_else(
                 || {
-                    let (names, is_stale) = (HashMap::new(), false);
-                    Process { identity, name: name(&running.name), names, since: now, used: now, is_stale }
+                    let (names, unnamed, is_stale) = (HashMap::new(), Vec::new(), false);
+                    let name = name(&running.name);
+                    Process { identity, name, names, unnamed, since: now, used: now, is_stale }
                 },
                 |known| Process { used: now, ..known },
             );
@@ -144,6 +150,11 @@ impl Native {
         self.processes.get(&pid).map(|process| &process.name)
     }
 
+    /// The parts of files of a process that was asked for whose functions have no names but by their addresses.
+    pub fn unnamed(&self, pid: u32) -> &[Arc<Part>] {
+        self.processes.get(&pid).map_or(&[], |process| &process.unnamed)
+    }
+
     /// The process, or what it was when it ended, whose addresses have names.
     pub fn identity(&self, pid: u32) -> Option<Identity> {
         self.processes.get(&pid).map(|process| process.identity)
@@ -158,11 +169,12 @@ impl Native {
         &mut self,
         pid: u32,
         missing: &[u64],
-        names: &mut HashMap<u64, Resolved>,
+        process: &mut Process,
         name: &mut dyn FnMut(&str) -> Arc<str>,
     ) {
         let mut source = ProcessSource::new(Pid::from(pid));
         let (files, code) = (self.source.files(pid), self.source.code(pid));
+        let names = &mut process.names;
         let missing = &self.read_go(pid, &code, files, missing, names, name)[..];
         if missing.is_empty() {
             return;
@@ -183,7 +195,7 @@ impl Native {
         }
         drop(may_read);
         if readable.is_empty() {
-            return self.name_files(&code, missing, names, name);
+            return self.name_files(pid, &code, files, missing, process, name);
         }
         source.map_files = files != Files::ByPath;
         // A perf map lies where the program may put a pipe that never ends, and so may what a debug link names.
@@ -195,7 +207,7 @@ impl Native {
             return;
         }
         self.read_part(&Source::Process(source), &readable, names, name);
-        self.name_files(&code, missing, names, name);
+        self.name_files(pid, &code, files, missing, process, name);
         self.reader.forget(Pid::from(pid));
     }
 
@@ -277,22 +289,43 @@ impl Native {
 
     /// Where a file has no symbol, its own name says more than nothing.
     fn name_files(
-        &self,
+        &mut self,
+        pid: u32,
         code: &Code,
+        files: Files,
         missing: &[u64],
-        names: &mut HashMap<u64, Resolved>,
+        process: &mut Process,
         name: &mut dyn FnMut(&str) -> Arc<str>,
     ) {
+        let mut opened = HashMap::new();
         for address in missing {
-            if let Some(Err(nameless)) = names.get_mut(address)
-                && matches!(nameless.why, Unknown::NoSymbol | Unknown::Unreadable)
-            {
-                let file = code.at(*address).and_then(|mapping| Some((mapping, mapping.file_name()?)));
-                nameless.file = file.map(|(mapping, file)| match self.detail {
-                    Detail::Inlined => name(&format!("[{file}]")),
-                    Detail::Symbols => name(&format!("[{file}+{:#x}]", mapping.offset_of(*address))),
-                });
-            }
+            let Some(Err(nameless)) = process.names.get_mut(address) else { continue };
+            let Some(mapping) = code.at(*address) else { continue };
+            let Some(file) = mapping.file_name() else { continue };
+            let frame = match (nameless.why, self.detail) {
+                (Unknown::NoSymbol | Unknown::Unreadable, Detail::Symbols) => {
+                    unnamed::frame(file, mapping.offset_of(*address))
+                }
+                (Unknown::NoSymbol, Detail::Inlined) => {
+                    let functions = opened
+                        .entry(mapping.range.start)
+                        .or_insert_with(|| Functions::read(self.source.open(pid, mapping, files).ok()?));
+                    let found = functions.as_ref().and_then(|functions| {
+                        let (code, address) = functions.find(mapping.offset_of(*address))?;
+                        Some((functions.part(mapping.path()?, code), address))
+                    });
+                    match found {
+                        Some((part, address)) => {
+                            add(&mut process.unnamed, &mut self.parts, part);
+                            unnamed::frame(file, address)
+                        }
+                        None => format!("[{file}]"),
+                    }
+                }
+                (Unknown::Unreadable, Detail::Inlined) => format!("[{file}]"),
+                _ => continue,
+            };
+            nameless.file = Some(name(&frame));
         }
     }
 
@@ -300,6 +333,7 @@ impl Native {
     /// lately go, and of a crowd those that ran longest ago.
     fn bound_addresses(&mut self, now: Instant) {
         self.processes.retain(|_, process| now - process.used < MAX_AGE);
+        self.parts.retain(|part| Arc::strong_count(part) > 1);
         self.count_addresses();
         if self.addresses <= MAX_ADDRESSES {
             return;
@@ -318,6 +352,16 @@ impl Native {
     fn count_addresses(&mut self) {
         self.addresses = self.processes.values().map(|process| process.names.len()).sum();
     }
+}
+
+/// Notes a part of a process once.
+fn add(unnamed: &mut Vec<Arc<Part>>, parts: &mut HashSet<Arc<Part>>, part: Part) {
+    if unnamed.len() >= MAX_PARTS || unnamed.iter().any(|known| **known == part) {
+        return;
+    }
+    let shared = parts.get(&part).cloned().unwrap_or_else(|| Arc::new(part));
+    parts.insert(shared.clone());
+    unnamed.push(shared);
 }
 
 /// The function at an address and what is inlined there, outermost first.

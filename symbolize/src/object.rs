@@ -75,7 +75,7 @@ impl Bytes {
 }
 
 /// A part of the file that is mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// Its place in the file.
     pub offset: u64,

@@ -1,11 +1,16 @@
 //! Is this still the process, and the program, whose addresses were named? Its identity by `/proc/PID`.
 
 use crate::object;
+use crate::unnamed::Part;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Parts of files without names that are kept of one process.
+pub const MAX_PARTS: usize = 64;
 
 /// What changes when a pid is used again or a process starts another program: start time, and where the kernel
 /// put the code and the stack, which exec chooses anew.
@@ -99,7 +104,8 @@ impl Processes {
         let link = self.folder(pid).join("exe");
         let path = fs::read_link(&link).ok()?.to_string_lossy().into_owned();
         let build_id = File::open(&link).ok().and_then(|file| object::build_id(&file));
-        Some(Executable { path: path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned(), build_id })
+        let path = path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned();
+        Some(Executable { path, build_id, unnamed: Vec::new() })
     }
 
     /// Opens a file that the process maps; an error also for what is no plain file, since opening a device does things.
@@ -146,6 +152,26 @@ pub struct Executable {
     pub path: String,
     /// What tells it from another build.
     pub build_id: Option<String>,
+    /// The parts of its files whose functions have no names, as far as they were met.
+    pub unnamed: Vec<Arc<Part>>,
+}
+
+impl Executable {
+    /// The function without a name that a frame stands for; `None` where that is not sure.
+    pub fn unnamed_function(&self, frame: &str) -> Option<(&Part, u64)> {
+        let mut found = self.unnamed.iter().filter_map(|part| Some((&**part, part.address(frame)?)));
+        found.next().filter(|_| found.next().is_none())
+    }
+}
+
+/// Notes parts of a program's files once each, as many as are kept.
+pub fn note(program: &mut Arc<Executable>, parts: &[Arc<Part>]) {
+    let room = MAX_PARTS.saturating_sub(program.unnamed.len());
+    let is_new = |part: &&Arc<Part>| !program.unnamed.contains(part);
+    let new: Vec<_> = parts.iter().filter(is_new).take(room).cloned().collect();
+    if !new.is_empty() {
+        Arc::make_mut(program).unnamed.extend(new);
+    }
 }
 
 /// Mappings with code, in order of address.
@@ -175,6 +201,11 @@ impl Code {
 }
 
 impl Mapping {
+    /// Its file as the process sees it; `None` for code that a program made.
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
+    }
+
     /// The name of its file without the folder; `None` for code that a program made.
     pub fn file_name(&self) -> Option<&str> {
         self.path.as_deref()?.rsplit('/').next()

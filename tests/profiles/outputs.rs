@@ -1,17 +1,24 @@
 //! Are profiles read by the programs that they are for?
 
 use crate::needs_root;
-use crate::program::{compile, start};
+use crate::program::{compile, compile_with, start};
 use kpulse_tests::profile::{Line, parse, profiler, record};
+use std::collections::HashMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What `go tool pprof` finds at a file or an address; `None` where there is no Go, which is told.
 pub fn go_pprof(test: &str, source: &str) -> Option<String> {
+    go_pprof_with(test, &["-top", source])
+}
+
+fn go_pprof_with(test: &str, arguments: &[&str]) -> Option<String> {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = Command::new("go");
     command
-        .args(["tool", "pprof", "-top", source])
+        .args(["tool", "pprof"])
+        .args(arguments)
         .env("PPROF_TMPDIR", folder.path())
         .env("GOTOOLCHAIN", "local");
     match command.output() {
@@ -43,12 +50,77 @@ fn go_tool_pprof_reads_shares_period_program_and_build() {
     for line in ["File: chain\n", &format!("Build ID: {build}\n"), "Type: cpu\n"] {
         assert!(top.contains(line), "no {line:?} in {top}");
     }
-    let percent = |function: &str| -> f64 {
-        let line = top.lines().find(|line| line.split_whitespace().last() == Some(function));
-        let share = line.and_then(|line| line.split_whitespace().nth(1)).expect("a line with a share");
-        share.trim_end_matches('%').parse().expect("a number")
-    };
-    assert!((percent("hot") - 70.0).abs() < 5.0 && (percent("other") - 30.0).abs() < 5.0, "{top}");
+    let is_near =
+        |function, truth: f64| share_in(&top, function, 1).is_some_and(|it| (it - truth).abs() < 5.0);
+    assert!(is_near("hot", 70.0) && is_near("other", 30.0), "{top}");
+}
+
+/// Share of a function in a column of `-top`, percent: 1 is of what it ran itself, 4 with what it called.
+fn share_in(top: &str, function: &str, column: usize) -> Option<f64> {
+    let line = top.lines().find(|line| line.split_whitespace().nth(5) == Some(function))?;
+    line.split_whitespace().nth(column)?.trim_end_matches('%').parse().ok()
+}
+
+/// The program without its symbols, beside it.
+fn strip(whole: &Path) -> PathBuf {
+    let stripped = whole.with_file_name("stripped");
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-all").arg("-o").arg(&stripped).arg(whole);
+    assert!(strip.status().expect("strip runs; it comes with binutils").success());
+    stripped
+}
+
+#[test]
+fn go_tool_pprof_names_a_stripped_program_by_its_debug_information() {
+    const TEST: &str = "go_tool_pprof_names_a_stripped_program_by_its_debug_information";
+    needs_root!(TEST);
+    for flag in ["-pie", "-no-pie"] {
+        println!("{flag}");
+        let folder = tempfile::tempdir().expect("a folder");
+        let whole = compile_with(&["-g", flag, "-x", "c++"], folder.path());
+        let program = start(&strip(&whole), 120);
+        let file = folder.path().join("out.pb.gz");
+        record(&["--pid", &program.pid().to_string()], 6, "pprof", &file);
+        let (file, whole) = (file.display().to_string(), whole.display().to_string());
+        let Some(nameless) = go_pprof_with(TEST, &["-top", &file]) else { return };
+        assert!(share_in(&nameless, "[stripped]", 1).is_some_and(|share| share >= 98.0), "{nameless}");
+        let named = go_pprof_with(TEST, &["-top", &whole, &file]).expect("it is there");
+        let is_near = |function, column, truth: f64| {
+            share_in(&named, function, column).is_some_and(|share| (share - truth).abs() <= 5.0)
+        };
+        assert!(is_near("hot", 1, 70.0) && is_near("other", 1, 30.0), "{named}");
+        assert!(is_near("outer", 4, 70.0) && is_near("main", 4, 100.0), "{named}");
+    }
+}
+
+/// Each frame without a name tells which function it is.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn addr2line_names_a_stripped_program_whole() {
+    use kpulse_tests::profile::record_samples;
+    use kpulse_tests::workload::{Quality, SAMPLES, cpp};
+    const TEST: &str = "addr2line_names_a_stripped_program_whole";
+    needs_root!(TEST);
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = crate::built!(TEST, cpp::build_whole(folder.path(), &["-g"]));
+    let program = cpp::start(&strip(&whole), &[]);
+    let mut lines = parse(&record_samples(program.pid(), SAMPLES + SAMPLES / 4));
+    let frames = || lines.iter().flat_map(|line| line.frames.iter().cloned());
+    let mut nameless: Vec<String> = frames().filter(|frame| frame.starts_with("[stripped+0x")).collect();
+    nameless.sort();
+    nameless.dedup();
+    let addresses = nameless.iter().map(|frame| frame["[stripped+".len()..].trim_end_matches(']'));
+    let mut ask = Command::new("addr2line");
+    let answer = ask.args(["-f", "-C", "-e"]).arg(&whole).args(addresses).output();
+    let answer = answer.expect("addr2line runs; it comes with binutils");
+    let answer = String::from_utf8(answer.stdout).expect("text");
+    let names: HashMap<String, &str> = nameless.into_iter().zip(answer.lines().step_by(2)).collect();
+    for frame in lines.iter_mut().flat_map(|line| &mut line.frames) {
+        if let Some(name) = names.get(frame) {
+            *frame = (*name).to_owned();
+        }
+    }
+    Quality::of(&lines, cpp::judge).assert_true(cpp::TARGET);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{Containers, Key, Programs, Scope, Window};
 use crate::names::{Interned, Stack};
 use kpulse_common::container::ContainerIdentity;
-use kpulse_symbolize::process::Executable;
+use kpulse_symbolize::process::{Executable, note};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -121,7 +121,8 @@ impl Gathering {
     ) {
         let Some(selection) = &mut self.selection else { return };
         if let Some(program) = program.filter(|_| self.detail == Detail::Stacks) {
-            selection.programs.entry((pid, process.clone())).or_insert_with(|| program.clone());
+            let known = selection.programs.entry((pid, process.clone())).or_insert_with(|| program.clone());
+            note(known, &program.unnamed);
         }
         if let Some(container) = container
             && !selection.containers.contains_key(container.id.as_str())

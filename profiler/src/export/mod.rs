@@ -54,7 +54,7 @@ pub struct Profile<'a> {
     pub period: Duration,
 }
 
-impl Profile<'_> {
+impl<'a> Profile<'a> {
     /// The profile in a form.
     pub fn render(&self, format: Format) -> anyhow::Result<Vec<u8>> {
         Ok(match format {
@@ -93,7 +93,7 @@ impl Profile<'_> {
     }
 
     /// The stacks in an order that is the same each time, most samples first.
-    fn sorted(&self) -> Vec<(&Key, u64)> {
+    fn sorted(&self) -> Vec<(&'a Key, u64)> {
         let mut stacks: Vec<_> = self.selection.entries.iter().map(|(key, count)| (key, *count)).collect();
         stacks.sort_by(|(one, count), (other, more)| {
             let names = |key: &Key| (key.pid, key.thread.clone(), key.process.clone(), key.container.clone());
@@ -142,7 +142,9 @@ pub fn nanoseconds(time: SystemTime) -> i64 {
 pub mod tests {
     use super::*;
     use crate::aggregate::{Containers, Programs, Window};
+    use kpulse_symbolize::object::Segment;
     use kpulse_symbolize::process::Executable;
+    use kpulse_symbolize::unnamed::Part;
     use std::sync::Arc;
     use std::time::SystemTime;
 
@@ -160,10 +162,18 @@ pub mod tests {
             let process = Arc::from(if pid == 7 { "burn" } else { "kthread" });
             window.add(Key { pid, process, thread: thread.into(), container, stack: stack.into() }, count);
         }
-        let executable = Executable { path: "/bin/burn".into(), build_id: Some("c0ffee".into()) };
-        let programs = Programs::from([((7, Arc::from("burn")), Arc::new(executable))]);
-        window.note(programs, Containers::new());
+        window.note(programs(), Containers::new());
         Selection::gather([&window], &Scope::Host).unwrap()
+    }
+
+    /// What process 7 runs, which has code without names.
+    pub fn programs() -> Programs {
+        let (path, build_id) = ("/bin/burn".to_owned(), Some("c0ffee".to_owned()));
+        let code = Segment { offset: 0x1000, bytes: 0x1800, address: 0x401000 };
+        let burn = Part { path: path.clone(), build_id: build_id.clone(), code };
+        let library = Part { path: "/usr/lib/libx.so".into(), ..burn.clone() };
+        let unnamed = vec![Arc::new(burn), Arc::new(library)];
+        Programs::from([((7, Arc::from("burn")), Arc::new(Executable { path, build_id, unnamed }))])
     }
 
     /// The profile of these samples.

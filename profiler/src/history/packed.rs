@@ -7,7 +7,9 @@ use crate::aggregate::{Detail, Gathering, Key, Window};
 use crate::export::Numbered;
 use anyhow::{Context, Result, ensure};
 use kpulse_common::container::ContainerIdentity;
-use kpulse_symbolize::process::Executable;
+use kpulse_symbolize::object::Segment;
+use kpulse_symbolize::process::{Executable, MAX_PARTS};
+use kpulse_symbolize::unnamed::Part;
 use prost::Message;
 use std::collections::HashMap;
 use std::io::Read;
@@ -63,9 +65,11 @@ mod proto {
         pub entry_counts: Vec<u64>,
         #[prost(message, repeated, tag = "10")]
         pub lost: Vec<Loss>,
+        #[prost(message, repeated, tag = "11")]
+        pub parts: Vec<Part>,
     }
 
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+    #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
     pub struct Process {
         #[prost(uint32, tag = "1")]
         pub pid: u32,
@@ -78,6 +82,24 @@ mod proto {
         pub path: u32,
         #[prost(uint32, tag = "5")]
         pub build_id: u32,
+        /// The parts of its files whose functions have no names.
+        #[prost(uint32, repeated, tag = "6")]
+        pub unnamed: Vec<u32>,
+    }
+
+    /// A part of a file with code.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+    pub struct Part {
+        #[prost(uint32, tag = "1")]
+        pub path: u32,
+        #[prost(uint32, tag = "2")]
+        pub build_id: u32,
+        #[prost(uint64, tag = "3")]
+        pub offset: u64,
+        #[prost(uint64, tag = "4")]
+        pub bytes: u64,
+        #[prost(uint64, tag = "5")]
+        pub address: u64,
     }
 
     #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -137,6 +159,7 @@ impl Packed {
 struct Packing<'a> {
     texts: Numbered<&'a str>,
     processes: Numbered<proto::Process>,
+    parts: Numbered<proto::Part>,
     frames: HashMap<(u32, u32), u32>,
     body: proto::Body,
 }
@@ -158,6 +181,7 @@ fn body(window: &Window) -> proto::Body {
             path: packing.text(program.map_or("", |program| &program.path)),
             build_id: packing
                 .text(program.and_then(|program| program.build_id.as_deref()).unwrap_or_default()),
+            unnamed: program.map_or_else(Vec::new, |program| packing.parts(&program.unnamed)),
         };
         let process = number(packing.processes.number(process));
         let (thread, leaf) = (packing.text(&key.thread), packing.leaf(&key.stack));
@@ -180,12 +204,23 @@ fn body(window: &Window) -> proto::Body {
     }
     packing.body.texts = packing.texts.values.into_iter().map(str::to_owned).collect();
     packing.body.processes = packing.processes.values;
+    packing.body.parts = packing.parts.values;
     packing.body
 }
 
 impl<'a> Packing<'a> {
     fn text(&mut self, text: &'a str) -> u32 {
         number(self.texts.number(text))
+    }
+
+    fn parts(&mut self, parts: &'a [Arc<Part>]) -> Vec<u32> {
+        let mut add = |part: &'a Part| {
+            let (path, build_id) =
+                (self.text(&part.path), self.text(part.build_id.as_deref().unwrap_or_default()));
+            let Segment { offset, bytes, address } = part.code;
+            number(self.parts.number(proto::Part { path, build_id, offset, bytes, address }))
+        };
+        parts.iter().map(|part| add(part)).collect()
     }
 
     /// The last frame of a stack in the tree, counted from 1.
@@ -261,7 +296,7 @@ impl Reading<'_> {
         containers: &HashMap<u32, Arc<ContainerIdentity>>,
         gathering: &mut Gathering,
     ) -> Result<Option<Wanted>> {
-        let proto::Process { pid, name, container, path, build_id } = *process;
+        let proto::Process { pid, name, container, path, build_id, ref unnamed } = *process;
         if !gathering.wants(pid, self.optional(container)?) {
             return Ok(None);
         }
@@ -269,13 +304,22 @@ impl Reading<'_> {
         let program = match self.optional(path)? {
             Some(path) => {
                 let build_id = self.optional(build_id)?.map(str::to_owned);
-                Some(Arc::new(Executable { path: path.to_owned(), build_id }))
+                let unnamed: Result<_> =
+                    unnamed.iter().take(MAX_PARTS).map(|index| self.part(*index)).collect();
+                Some(Arc::new(Executable { path: path.to_owned(), build_id, unnamed: unnamed? }))
             }
             None => None,
         };
         gathering.describe(pid, &name, program.as_ref(), containers.get(&container));
         let container = if container == 0 { None } else { Some(self.name(container, gathering)?) };
         Ok(Some((pid, name, container)))
+    }
+
+    fn part(&self, index: u32) -> Result<Arc<Part>> {
+        let part = self.body.parts.get(index as usize).context(BROKEN)?;
+        let proto::Part { path, build_id, offset, bytes, address } = *part;
+        let (path, build_id) = (self.text(path)?.to_owned(), self.optional(build_id)?.map(str::to_owned));
+        Ok(Arc::new(Part { path, build_id, code: Segment { offset, bytes, address } }))
     }
 
     fn container(&self, container: &proto::Container) -> Result<ContainerIdentity> {
@@ -355,7 +399,10 @@ pub mod tests {
         }
         window.taken = 17;
         window.lost.insert("table_full", 3);
-        let executable = Executable { path: "/bin/burn".into(), build_id: Some("c0ffee".into()) };
+        let (path, build_id) = ("/bin/burn".to_owned(), Some("c0ffee".to_owned()));
+        let code = Segment { offset: 0x1000, bytes: 0x1800, address: 0x401000 };
+        let part = Part { path: "/usr/lib/libx.so".into(), build_id: None, code };
+        let executable = Executable { path, build_id, unnamed: vec![Arc::new(part)] };
         let identity = ContainerIdentity {
             id: id.to_string(),
             runtime: None,
@@ -423,7 +470,9 @@ pub mod tests {
             counts in prop::collection::vec(0u64..1000, 0..6),
             process in 0u32..6,
         ) {
-            let process = proto::Process { pid: 1, name: process, container: process, path: process, build_id: 9 };
+            let unnamed = vec![process];
+            let process =
+                proto::Process { pid: 1, name: process, container: process, path: process, build_id: 9, unnamed };
             let [callers, functions, entry_processes, entry_threads, entry_leaves] =
                 columns.try_into().expect("five");
             let body = proto::Body {

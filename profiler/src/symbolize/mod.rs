@@ -1,7 +1,7 @@
 //! What are the functions of these samples called? One batch a drain, off the sampling path, cached by process.
 //!
-//! An address without a name becomes the frame `[unknown]`, or `[FILE]` where the file is known, and the reason is
-//! counted.
+//! An address without a name becomes the frame `[unknown]`, or `[FILE+0xADDRESS]` or `[FILE]` where its function in a file or
+//! the file is known, and the reason is counted.
 
 mod jit;
 mod kernel;
@@ -15,6 +15,7 @@ use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::probes::profile::cpu_sample::Sample;
 use kpulse_symbolize::native::Detail;
 use kpulse_symbolize::process::Identity;
+use kpulse_symbolize::unnamed::{self, Part};
 use kpulse_symbolize::{Nameless, Native, Processes, Unknown, cut, instructions};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -74,7 +75,7 @@ impl Symbols {
         self.jit.resolve(without_file, now, &mut |name| names.intern(cut(name)));
     }
 
-    /// The frames of a resolved sample from root to leaf. Neighbours without a name in one file are one frame.
+    /// The frames of a resolved sample from root to leaf. Neighbours of which nothing but the file is known are one frame.
     pub fn frames(&mut self, sample: &Sample, frames: &mut Vec<Arc<str>>) {
         frames.clear();
         let user = instructions(&sample.user).map(|address| {
@@ -89,7 +90,8 @@ impl Symbols {
                 Err(Nameless { why, file }) => {
                     *self.unsymbolized.entry(why.label()).or_default() += sample.count;
                     let frame = file.as_ref().unwrap_or(&self.unknown);
-                    if frames.last().is_none_or(|last| !Arc::ptr_eq(last, frame)) {
+                    let is_same = frames.last().is_some_and(|last| Arc::ptr_eq(last, frame));
+                    if !is_same || unnamed::function(frame).is_some() {
                         frames.push(frame.clone());
                     }
                 }
@@ -101,6 +103,11 @@ impl Symbols {
     /// What the process of a resolved sample is called; `None` when it was gone before that was asked.
     pub fn process_name(&self, pid: u32) -> Option<Arc<str>> {
         self.native.process_name(pid).cloned()
+    }
+
+    /// The parts of files of that process whose functions have no names but by their addresses.
+    pub fn unnamed(&self, pid: u32) -> &[Arc<Part>] {
+        self.native.unnamed(pid)
     }
 
     /// Which program the process of a resolved sample runs, as far as that is known.
