@@ -161,7 +161,10 @@ fn a_link_that_goes_down_names_who_used_it() {
     if !is_root() {
         return skip(TEST, "only root can make network namespaces and cgroups");
     }
-    if !run(Command::new("sh").args(["-c", "command -v ip unshare nsenter"])).stdout.contains("nsenter") {
+    if !run(Command::new("sh").args(["-c", "command -v ip && command -v unshare && command -v nsenter"]))
+        .stdout
+        .contains("nsenter")
+    {
         return skip(TEST, "there is no ip (iproute2), unshare or nsenter (util-linux)");
     }
     std::thread::spawn(|| {
