@@ -186,16 +186,6 @@ fn assert_user_stack(fact: &Fact, pid: u32) {
     assert!(maps.lines().any(is_code), "{stack:x?} begins in no code of {maps}");
 }
 
-/// Mounts tracefs where the machine has it not, for as long as the value lives.
-fn tracefs() -> Option<kpulse_tests::disk::Mount> {
-    let point = std::path::Path::new("/sys/kernel/tracing");
-    if point.join("events").exists() {
-        return None;
-    }
-    let source = std::path::Path::new("tracefs");
-    Some(kpulse_tests::disk::Mount::at(source, point, "tracefs", "").expect("root may mount"))
-}
-
 /// Returns from the test when the process may not load BPF programs; else what some of them attach by is there.
 macro_rules! needs_root {
     () => {
@@ -203,7 +193,7 @@ macro_rules! needs_root {
             kpulse_tests::skip(module_path!(), "needs root");
             return;
         }
-        let _tracefs = crate::tracefs();
+        let _tracefs = kpulse_tests::disk::tracefs();
     };
 }
 use needs_root;

@@ -115,6 +115,15 @@ fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_ulong) -> io::Re
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Mounts tracefs where the machine has it not, for as long as the value lives.
+pub fn tracefs() -> Option<Mount> {
+    let point = Path::new("/sys/kernel/tracing");
+    if point.join("events").exists() {
+        return None;
+    }
+    Some(Mount::at(Path::new("tracefs"), point, "tracefs", "").expect("root may mount"))
+}
+
 /// A file system that is mounted as long as this lives.
 pub struct Mount {
     target: PathBuf,

@@ -31,6 +31,7 @@ fn main() {
         println!("  only root can load probes");
         return;
     }
+    let _tracefs = kpulse_tests::disk::tracefs();
     let _counting = match count_runs() {
         Ok(counting) => counting,
         Err(error) => return println!("  the kernel does not count the runs of BPF programs here: {error}"),
