@@ -38,10 +38,7 @@ fn mixed(number: usize) -> Value {
 fn all_are_there_once(way: &Way, events: usize) {
     let refused: BTreeSet<_> = (0..events).filter(|number| number % POISON == POISON - 1).map(id).collect();
     let documents = events - refused.len();
-    within(4 * LONG, &format!("{documents} documents"), || {
-        std::thread::sleep(Duration::from_millis(200));
-        (way.count() >= documents as u64).then_some(())
-    });
+    way.holds(documents);
     let ids = way.ids();
     let found: BTreeSet<_> = ids.iter().cloned().collect();
     assert_eq!(found.len(), ids.len(), "a document is there twice");
@@ -257,6 +254,28 @@ fn what_either_service_misses_while_it_is_away_is_caught_up() {
     ends(&mut forward);
     all_are_there_once(&way, EVENTS);
     assert!(is_up("kafka") && is_up("elasticsearch"));
+}
+
+#[test]
+fn who_waited_for_elasticsearch_when_kafka_went_goes_on_reading() {
+    const EVENTS: usize = 20_000;
+    let mut pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("who_waited_for_elasticsearch", &why),
+    };
+    let way = Way::new("both", &pair.kafka, &pair.elasticsearch);
+    let index = way.index();
+    index.line("partitions are ours");
+    pair.elasticsearch.kill();
+    ends(&mut Service::start(&mut way.forward(&way.file(0..EVENTS, mixed))));
+    within(LONG, "a pause", || (metric(&index, "kpulse_index_paused") == 1).then_some(()));
+    // Until the session is over, so that no partition is there to be read when Elasticsearch is back.
+    pair.kafka.kill();
+    within(LONG, "a lost assignment", || index.stderr().contains("partitions go").then_some(()));
+    pair.elasticsearch.resume();
+    within(LONG, "the end of the pause", || (metric(&index, "kpulse_index_paused") == 0).then_some(()));
+    pair.kafka.resume();
+    all_are_there_once(&way, EVENTS);
 }
 
 #[test]

@@ -66,6 +66,8 @@ struct State {
     bytes: usize,
     /// How many batches may be on their way: one more after each success of all of them, half after a failure.
     limit: f64,
+    /// Whether partitions may be paused.
+    is_paused: bool,
     config: ElasticsearchConfig,
     work: UnboundedSender<Work>,
     reports: Receiver<Report>,
@@ -198,6 +200,21 @@ impl Context {
         list.elements().iter().filter_map(partition).collect()
     }
 
+    /// Pauses or resumes all partitions.
+    fn pause(&self, consumer: &BaseConsumer<Self>, pause: bool) {
+        let done = consumer
+            .assignment()
+            .and_then(|list| if pause { consumer.pause(&list) } else { consumer.resume(&list) });
+        match done {
+            Ok(()) => {
+                let mut state = self.state();
+                state.is_paused = pause;
+                state.counts.update(|counts| counts.is_paused = pause);
+            }
+            Err(error) => tracing::debug!("partitions were not paused or resumed: {error}"),
+        }
+    }
+
     fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
         let offsets = self.state().offsets.to_commit();
         if offsets.is_empty() {
@@ -261,11 +278,14 @@ impl ConsumerContext for Context {
         tracing::info!(?partitions, "partitions go to other members");
     }
 
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Assign(list) = rebalance {
             let partitions = self.partitions(list);
             // What an earlier assignment left would hide that these are read anew.
             self.state().offsets.forget(&partitions);
+            // A partition that went while it was paused comes back paused, and one that comes during a pause is not
+            // paused: none is from here on, until the next look at the batches.
+            self.pause(consumer, false);
             tracing::info!(?partitions, "partitions are ours");
         }
     }
@@ -296,6 +316,7 @@ impl Member {
             in_flight: 0,
             bytes: 0,
             limit: 1.0,
+            is_paused: false,
             config: elasticsearch.clone(),
             work,
             reports,
@@ -311,7 +332,7 @@ impl Member {
     /// Reads until the stop, and then until what was read is where it should be, within the grace.
     pub fn run(self) {
         let context = self.consumer.context();
-        let (mut is_paused, mut committed_at) = (false, Instant::now());
+        let mut committed_at = Instant::now();
         while !context.stop.load(Ordering::Acquire) {
             context.state().take_reports(Duration::ZERO);
             if committed_at.elapsed() >= COMMIT_INTERVAL {
@@ -319,8 +340,8 @@ impl Member {
                 context.commit(&self.consumer, CommitMode::Async);
             }
             let is_blocked = self.send_due();
-            if is_blocked != is_paused {
-                is_paused = self.pause(is_blocked, is_paused);
+            if is_blocked != context.state().is_paused {
+                context.pause(&self.consumer, is_blocked);
             }
             let is_idle = context.state().batches.iter().all(Batch::is_empty);
             let patience = if is_idle { POLL } else { POLL / 4 };
@@ -330,11 +351,7 @@ impl Member {
                     Ok(message) => {
                         context.health.works();
                         let Some(dataset) = context.dataset(message.topic()) else { continue };
-                        let mut state = context.state();
-                        let has_room = state.take(dataset, &message);
-                        // A partition that came during the pause is not paused yet.
-                        is_paused = is_paused && state.due().is_none();
-                        drop(state);
+                        let has_room = context.state().take(dataset, &message);
                         next = if has_room { self.consumer.poll(Duration::ZERO) } else { None };
                     }
                     Err(error) => context.health.refused(&error),
@@ -362,18 +379,5 @@ impl Member {
         }
         // Rejected records go at once and must not pile up either.
         state.in_flight > 4 * state.config.max_in_flight
-    }
-
-    /// Pauses or resumes all partitions; whether they are paused then.
-    fn pause(&self, pause: bool, was: bool) -> bool {
-        let partitions = self.consumer.assignment();
-        let done = partitions
-            .and_then(|list| if pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) });
-        if let Err(error) = done {
-            tracing::debug!("partitions were not paused or resumed: {error}");
-            return was;
-        }
-        self.consumer.context().state().counts.update(|counts| counts.is_paused = pause);
-        pause
     }
 }
