@@ -4,13 +4,12 @@
 //! The answer comes when the disk has them. The history of the profiler is where they wait as long as there is no room: what
 //! waits for Kafka here is never pushed out by profiles.
 
-use crate::api::is_local;
 use crate::dataset::Dataset;
 use crate::index::parse;
 use crate::sink::elasticsearch::Decode;
 use crate::spool::disk::{DiskSpool, Record};
 use anyhow::Result;
-use kpulse_common::http::{Handler, Posts, Request, Response, text};
+use kpulse_common::http::{Handler, Posts, Request, Response, is_local, text};
 use kpulse_common::profile::{self, BODY_BYTES_MAX, CONTENT_TYPE, DOCUMENT_BYTES_MAX, PATH, Profile};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

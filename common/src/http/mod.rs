@@ -3,6 +3,7 @@
 pub mod client;
 mod encoding;
 mod listen;
+mod local;
 mod observability;
 mod query;
 mod requests;
@@ -10,6 +11,7 @@ mod server;
 mod web;
 
 pub use listen::{activated, bind};
+pub use local::is_local;
 pub use observability::Observability;
 pub use requests::{REQUESTS, count_requests};
 pub use server::{Posts, Server, serve, serve_protected};

@@ -6,9 +6,8 @@
 use crate::page;
 use crate::query::Query;
 use crate::sink::local::Reader;
-use kpulse_common::http::{Handler, Request, Response, html, text, typed};
+use kpulse_common::http::{Handler, Request, Response, html, is_local, text, typed};
 use kpulse_common::profile;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,20 +74,6 @@ fn query(request: &Request) -> Result<Query, String> {
 fn limit(text: &str) -> Result<usize, String> {
     let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
     limit.ok_or_else(|| format!("limit must be from 1 to {LIMIT_MAX}: {text:?}"))
-}
-
-/// Whether the client calls this server by a loopback name; HTTP/1.0 sends none.
-pub fn is_local(request: &Request) -> bool {
-    request.headers.get_all("host").iter().all(|host| host.to_str().is_ok_and(is_loopback_name))
-}
-
-fn is_loopback_name(host: &str) -> bool {
-    let without_port = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    without_port.eq_ignore_ascii_case("localhost")
-        || without_port.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
