@@ -10,7 +10,7 @@ pub fn bound_arenas() {
     }
 }
 
-/// Gives back what loading needed: the verifier's log, BTF and relocations, about 10 MiB.
+/// Gives back what is free: left to itself, the allocator keeps nearly all of many small pieces.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim has no preconditions and is thread-safe.

@@ -191,6 +191,7 @@ fn load(config: &Config, probes: &Probes) -> Result<oneshot::Receiver<Records>> 
         let lives = lives.map(|lives| Box::new(lives) as Box<dyn Lives>);
         set.watch_cost(|| {});
         *lock(&probes) = Some(set);
+        // The verifier's log, BTF and relocations, about 10 MiB.
         memory::trim();
         // A receiver that is gone means the process is ending.
         let _ = loaded.send((ring, lives));

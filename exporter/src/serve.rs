@@ -103,6 +103,7 @@ fn load_beside(scraper: Arc<Scraper>, config: &Config) -> anyhow::Result<()> {
     let load = move || {
         // The loader logs what did not attach and why.
         let mut failed = scraper.load(&options);
+        // The verifier's log, BTF and relocations, about 10 MiB.
         memory::trim();
         cli::notify_ready();
         let status = scraper.status().unwrap_or_default();

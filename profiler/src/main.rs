@@ -50,8 +50,7 @@ fn level(line: &CommandLine, config: &config::Config) -> Level {
 fn main() -> ExitCode {
     // Names are read on one thread, written on another and answered on a third: an arena for each keeps what it once
     // held, and none of them allocates so often that it would wait for the others.
-    // SAFETY: no other thread runs yet.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    kpulse_common::memory::bound_arenas();
     cli::report(run())
 }
 

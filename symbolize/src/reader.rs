@@ -62,9 +62,7 @@ impl Reader {
             tracing::debug!(files, bytes, processes = self.processes, "the symbol reader begins anew");
             // The old one goes first, so that its memory does not count for the new one.
             self.symbolizer = Builder::default().build();
-            // Small pieces of many sizes: left to itself, the allocator keeps nearly all of them.
-            // SAFETY: it touches no memory that is in use.
-            unsafe { libc::malloc_trim(0) };
+            kpulse_common::memory::trim();
             *self = Self::new(now);
         }
     }
