@@ -62,9 +62,8 @@ async fn replay(config: &KafkaConfig) -> Result<[u64; Dataset::ALL.len()]> {
             if message.offset() >= to {
                 break;
             }
-            let topic = topic_of_dead_letter(&message);
-            let is_profile = topic == Some(config.topic_of(Dataset::Profiles));
-            let dataset = if is_profile { Dataset::Profiles } else { Dataset::Events };
+            let origin = topic_of_dead_letter(&message).and_then(|topic| config.dataset_of(topic));
+            let dataset = origin.unwrap_or(Dataset::Events);
             let mut record: FutureRecord<'_, [u8], [u8]> =
                 FutureRecord::to(config.topic_of(dataset)).headers(original(&message));
             record.key = message.key();

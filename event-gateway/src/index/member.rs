@@ -189,13 +189,9 @@ impl Context {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn dataset(&self, topic: &str) -> Option<Dataset> {
-        Dataset::ALL.into_iter().find(|dataset| self.kafka.topic_of(*dataset) == topic)
-    }
-
     fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
         let partition = |element: &TopicPartitionListElem<'_>| {
-            Some(Partition { dataset: self.dataset(element.topic())?, number: element.partition() })
+            Some(Partition { dataset: self.kafka.dataset_of(element.topic())?, number: element.partition() })
         };
         list.elements().iter().filter_map(partition).collect()
     }
@@ -350,7 +346,7 @@ impl Member {
                 match read {
                     Ok(message) => {
                         context.health.works();
-                        let Some(dataset) = context.dataset(message.topic()) else { continue };
+                        let Some(dataset) = context.kafka.dataset_of(message.topic()) else { continue };
                         let has_room = context.state().take(dataset, &message);
                         next = if has_room { self.consumer.poll(Duration::ZERO) } else { None };
                     }

@@ -115,6 +115,11 @@ impl KafkaConfig {
         }
     }
 
+    /// The dataset of a topic.
+    pub fn dataset_of(&self, topic: &str) -> Option<Dataset> {
+        Dataset::ALL.into_iter().find(|dataset| self.topic_of(*dataset) == topic)
+    }
+
     /// What is wrong with it, by key.
     pub fn check(&self) -> Result<(), (String, String)> {
         let topics = self.topics();

@@ -312,12 +312,9 @@ impl<'p> Sending<'p> {
             // Of this record alone, and for ever.
             Some(code @ (Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord)) => {
                 let dataset = lane.dataset;
-                let what = match dataset {
-                    Dataset::Events => "an event",
-                    Dataset::Profiles => "a profile",
-                };
                 tracing::error!(
-                    "Kafka refuses {what}, which is lost: {code}; kafka.properties message.max.bytes and the topic's \
+                    document = dataset.document(),
+                    "a record that Kafka refuses is lost: {code}; kafka.properties message.max.bytes and the topic's \
                      max.message.bytes bound its size"
                 );
                 self.its.spool.count_dropped([Loss { reason: "kafka_refused", dataset, records: 1 }]);

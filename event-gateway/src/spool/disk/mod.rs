@@ -229,15 +229,15 @@ impl DiskSpool {
         let connection = self.connection();
         let mut select = connection.prepare_cached(match dataset {
             Dataset::Events => {
-                "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? AND priority >= 0
+                "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ?1 AND priority > ?2
                 ORDER BY seq LIMIT 1"
             }
             Dataset::Profiles => {
-                "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ? AND priority = -1
+                "SELECT seq, time_ms, events, checksum, body FROM chunks WHERE seq > ?1 AND priority = ?2
                 ORDER BY seq LIMIT 1"
             }
         })?;
-        let chunk = select.query_row([seq], |row| {
+        let chunk = select.query_row((seq, Rank::Profile.number()), |row| {
             Ok(Chunk {
                 seq: row.get(0)?,
                 taken_at: SystemTime::UNIX_EPOCH + Duration::from_millis(row.get(1)?),
