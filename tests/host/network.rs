@@ -3,14 +3,13 @@
 use crate::{Exporter, assert_between, between, while_child_holds};
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::process::run;
-use kpulse_tests::{is_root, network, skip, until, within};
+use kpulse_tests::{PACED, is_root, network, skip, until, within};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 fn lo(file: &str) -> f64 {
     fs::read_to_string(format!("/sys/class/net/lo/{file}")).unwrap().trim().parse().unwrap()
@@ -284,8 +283,6 @@ fn by_state(folder: &str) -> BTreeMap<String, f64> {
 }
 
 const CONNECTIONS: &str = "kpulse_tcp_connections";
-/// Walks of the kernel's table take a thousandth of the time at most: tens of seconds until the next on a busy machine.
-const PACED: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_containers_connections_are_in_the_states_that_they_were_brought_to() {

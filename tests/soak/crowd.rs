@@ -7,15 +7,12 @@ use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::load::Worker;
 use kpulse_tests::network::drop_datagrams;
 use kpulse_tests::process::{Service, command, rss_kib, status};
-use kpulse_tests::{binary, http, is_root, skip, until, within};
+use kpulse_tests::{PACED, binary, http, is_root, skip, until, within};
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
 
-/// Walks of the kernel's table take a thousandth of the time at most: what was read before may stay for a while.
-const PACED: Duration = Duration::from_secs(120);
 const PROCESSES: u32 = 5;
 const THREADS: usize = 10_000;
 /// Both ends of a connection over the loopback device are here.

@@ -24,6 +24,10 @@ use std::time::{Duration, Instant};
 /// How long a fact may take to appear; generous, since a machine under test is busy.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a fact may take that the exporter reads by walking a table of the kernel: such walks take a thousandth of the
+/// time at most, so that tens of seconds lie between them on a busy machine.
+pub const PACED: Duration = Duration::from_secs(120);
+
 /// A binary of this workspace, which `make` builds before the tests.
 pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
