@@ -40,7 +40,8 @@ fn read(brokers: &str, wanted: usize) -> (Vec<String>, Vec<(String, String)>) {
 
 fn read_topic(brokers: &str, topic: &str, wanted: usize) -> (Vec<String>, Vec<(String, String)>) {
     let mut client = ClientConfig::new();
-    client.set("bootstrap.servers", brokers).set("group.id", "g").set("auto.offset.reset", "earliest");
+    // A group for each: the mock keeps who has left one until the session is over.
+    client.set("bootstrap.servers", brokers).set("group.id", topic).set("auto.offset.reset", "earliest");
     let consumer: BaseConsumer = client.create().unwrap();
     consumer.subscribe(&[topic]).unwrap();
     let (mut payloads, mut headers, start) = (Vec::new(), Vec::new(), Instant::now());
