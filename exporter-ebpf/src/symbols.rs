@@ -3,6 +3,7 @@
 //! A table of our own, since it holds functions only, and is read when the first stack arrives.
 
 use kpulse_common::paths::Paths;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
@@ -15,6 +16,8 @@ pub const UNKNOWN: &str = "[unknown]";
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 /// No function is larger: an address further behind the last symbol lies in a module that is not in the table.
 const FUNCTION_BYTES_MAX: u64 = 1 << 20;
+/// Most addresses whose names are remembered.
+const FOUND_MAX: usize = 4096;
 
 /// Turns kernel addresses into function names.
 pub struct KernelSymbols {
@@ -98,6 +101,9 @@ struct Functions {
     starts: Vec<(u64, u32)>,
     /// Names, each ended by a line feed.
     names: String,
+    /// Where the names of addresses lie in `names` that were asked for before: stacks have few, and a search of the table
+    /// misses the caches of the CPU.
+    found: HashMap<u64, Range<usize>>,
 }
 
 impl Functions {
@@ -130,13 +136,30 @@ impl Functions {
         }
     }
 
-    fn name(&self, address: u64) -> Option<&str> {
+    fn name(&mut self, address: u64) -> Option<&str> {
+        let place = match self.found.get(&address) {
+            Some(place) => place.clone(),
+            None => {
+                let place = self.find(address)?;
+                if self.found.len() >= FOUND_MAX {
+                    self.found.clear();
+                }
+                self.found.insert(address, place.clone());
+                place
+            }
+        };
+        self.names.get(place)
+    }
+
+    /// Where the name of the function lies in `names`.
+    fn find(&self, address: u64) -> Option<Range<usize>> {
         let index = self.starts.partition_point(|&(start, _)| start <= address).checked_sub(1)?;
         let (start, offset) = self.starts[index];
         if address - start > FUNCTION_BYTES_MAX {
             return None;
         }
-        self.names.get(offset as usize..)?.lines().next()
+        let begin = offset as usize;
+        Some(begin..begin + self.names.get(begin..)?.find('\n')?)
     }
 
     fn ranges<'a>(&'a self, wanted: &'a str) -> impl Iterator<Item = Range<u64>> + 'a {
@@ -180,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_address_belongs_to_the_function_that_begins_before_it() {
-        let functions = Functions::read(KALLSYMS.as_bytes()).unwrap();
+        let mut functions = Functions::read(KALLSYMS.as_bytes()).unwrap();
         assert_eq!(functions.name(0x1000), Some("first"));
         assert_eq!(functions.name(0x107f), Some("second"));
         assert_eq!(functions.name(0x1080), Some("third"));
@@ -200,7 +223,7 @@ mod tests {
         for text in ["", "1000", "1000 ", "1000 T", "1000 T ", "1000 T \n", "T first\n", "10-0 T first\n"] {
             assert_eq!(Functions::read(text.as_bytes()).unwrap().starts, [], "{text:?}");
         }
-        let functions = Functions::read("ffffffff81000000 T last".as_bytes()).unwrap();
+        let mut functions = Functions::read("ffffffff81000000 T last".as_bytes()).unwrap();
         assert_eq!(functions.name(0xffff_ffff_8100_0010), Some("last"));
     }
 
@@ -211,7 +234,7 @@ mod tests {
 
     #[test]
     fn hidden_addresses_name_nothing() {
-        let functions = Functions::read("0000000000000000 T first\n".as_bytes()).unwrap();
+        let mut functions = Functions::read("0000000000000000 T first\n".as_bytes()).unwrap();
         assert_eq!(functions.name(0), None);
     }
 }

@@ -8,11 +8,12 @@ use crate::spool::disk::Record;
 use anyhow::Result;
 use kpulse_common::event::Event;
 use kpulse_common::profile::Profile;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Wait before a dead letter is sent again.
@@ -20,7 +21,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The topic of dead letters.
 pub struct DeadLetters {
-    producer: FutureProducer<Health>,
+    client: ClientConfig,
+    /// Made for the first of them, which may never come: its thread takes a hundredth of a core.
+    producer: Mutex<Option<FutureProducer<Health>>>,
     config: KafkaConfig,
     counts: Arc<Counts>,
 }
@@ -44,9 +47,19 @@ pub struct Rejected {
 impl DeadLetters {
     /// Kafka need not be there.
     pub fn new(config: &KafkaConfig, counts: Arc<Counts>) -> Result<Self> {
-        let producer =
-            config.client(Role::Producer)?.create_with_context(Health::quiet()).map_err(refused)?;
-        Ok(Self { producer, config: config.clone(), counts })
+        let client = config.client(Role::Producer)?;
+        client.create_native_config().map_err(refused)?;
+        Ok(Self { client, producer: Mutex::default(), config: config.clone(), counts })
+    }
+
+    /// It is set whole, so a poisoned lock is still good.
+    fn producer(&self) -> KafkaResult<FutureProducer<Health>> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*producer {
+            return Ok(made.clone());
+        }
+        let made: FutureProducer<Health> = self.client.create_with_context(Health::quiet())?;
+        Ok(producer.insert(made).clone())
     }
 
     /// Sends a document that Elasticsearch refused, with the key and the headers that it had.
@@ -86,13 +99,17 @@ impl DeadLetters {
                 FutureRecord::to(&self.config.dead_letter_topic).headers(headers.clone());
             record.key = key;
             record.payload = payload;
-            match self.producer.send(record, Timeout::Never).await {
+            let sent = match self.producer() {
+                Ok(producer) => producer.send(record, Timeout::Never).await.map_err(|(error, _)| error),
+                Err(error) => Err(error),
+            };
+            match sent {
                 Ok(_) => {
                     break self
                         .counts
                         .update(|counts| *counts.dead_lettered.entry(refusal.cause).or_default() += 1);
                 }
-                Err((error, _)) if is_final(&error) => {
+                Err(error) if is_final(&error) => {
                     let (partition, offset) = (place.partition.number, place.offset);
                     tracing::error!(
                         topic = origin,
@@ -102,7 +119,7 @@ impl DeadLetters {
                     );
                     break self.counts.update(|counts| counts.dropped += 1);
                 }
-                Err((error, _)) => {
+                Err(error) => {
                     self.counts.retry("dead_letter", 1);
                     tracing::error!("a dead letter waits for Kafka: {error}");
                     tokio::time::sleep(RETRY).await;

@@ -21,8 +21,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Chunks of each dataset on their way at once: with librdkafka's own queue the bound of the memory that is used.
 const IN_FLIGHT_MAX: [(Dataset, usize); 2] = [(Dataset::Events, 16), (Dataset::Profiles, 2)];
-/// How soon a new chunk is found.
-const POLL: Duration = Duration::from_millis(50);
+/// How soon a new chunk is found. A little more than whole milliseconds: librdkafka waits only those, and the rest of the last
+/// one would be spent asking it again and again.
+const POLL: Duration = Duration::from_micros(50_020);
 /// Wait before a chunk is sent again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long Kafka may take for what is on its way once the process must end; the rest stays in the spool.
