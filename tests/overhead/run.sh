@@ -4,7 +4,7 @@
 #   run.sh [switches | scrape | probes | events | sizes | profiler | stacks | pipeline]...    only these parts
 # events ends with a table of every program of every probe, each provoked by a load of its own; what this machine cannot
 # provoke is there with the reason. Of some probes alone: target/release/examples/event_costs PROBE...
-#   ROUNDS=8 SECONDS_BUSY=30 SCRAPES=10 PIPELINE_EVENTS=100000   change the length
+#   ROUNDS=12 SECONDS_BUSY=30 SCRAPES=10 PIPELINE_EVENTS=100000   change the length
 set -euo pipefail
 # shellcheck source=../../packaging/environment.sh
 source "$(dirname "$0")/../../packaging/environment.sh"
@@ -14,7 +14,7 @@ source tests/overhead/containers.sh
 source tests/overhead/scrape.sh
 source tests/overhead/probes.sh
 
-rounds=${ROUNDS:-8} seconds_busy=${SECONDS_BUSY:-30} scrapes=${SCRAPES:-10}
+rounds=${ROUNDS:-12} seconds_busy=${SECONDS_BUSY:-30} scrapes=${SCRAPES:-10}
 trap 'drop_containers; clean_up' EXIT
 trap 'exit 130' INT TERM
 
@@ -31,11 +31,15 @@ start_peer() {
 	done
 }
 
+# switch_ns: CPU time of one context switch, in nanoseconds.
+switch_ns() { "$work/pingpong" 150000 $(($(nproc) - 1)); }
+
+# Each measurement stands between two without: what the machine does meanwhile changes slowly, by more than is measured.
 bench_switches() {
-	local cpu=$(($(nproc) - 1)) round trips=150000
+	local round before with after
 	for ((round = 0; round < rounds; round++)); do
 		echo "bench: context switches, round $((round + 1)) of $rounds" >&2
-		"$work/pingpong" $trips $cpu >>"$work/without" || return
+		before=$(switch_ns)
 		exporter --collector.disable-defaults --collector.runqueue_latency || return
 		# For one second in thirty the kernel counts runs, which costs more than the probe: the first is over then.
 		probe_page "$work/metrics" || return
@@ -43,24 +47,31 @@ bench_switches() {
 			echo "the run-queue metric is not active here" >>"$work/log"
 			return 1
 		fi
-		"$work/pingpong" $trips $cpu >>"$work/with"
+		with=$(switch_ns)
 		stop_all
-		"$work/pingpong" $trips $cpu >>"$work/without"
-		if start_peer; then "$work/pingpong" $trips $cpu >>"$work/peer"; fi
+		after=$(switch_ns)
+		echo "$before" >>"$work/without"
+		calculate "$with - ($before + $after) / 2" >>"$work/added"
+		if start_peer; then
+			with=$(switch_ns)
+			stop_all
+			before=$after after=$(switch_ns)
+			calculate "$with - ($before + $after) / 2" >>"$work/added-by-peer"
+		fi
 		stop_all
 	done
-	row "context switch without kpulse, least" "$(minimum "$work/without")" ns ""
-	row "  added by the run-queue metric, by least" "$(added minimum with)" ns 150
-	row "  added by the run-queue metric, by median" "$(added median with)" ns ""
-	if [ -s "$work/peer" ]; then
-		row "  added by bpftrace's runqlat.bt, by least" "$(added minimum peer)" ns ""
-		row "  added by bpftrace's runqlat.bt, by median" "$(added median peer)" ns ""
+	row "context switch without kpulse, median" "$(rounded median without)" ns ""
+	row "  added by the run-queue metric, median" "$(rounded median added)" ns 150
+	row "  added by the run-queue metric, least" "$(rounded minimum added)" ns ""
+	if [ -s "$work/added-by-peer" ]; then
+		row "  added by bpftrace's runqlat.bt, median" "$(rounded median added-by-peer)" ns ""
+		row "  added by bpftrace's runqlat.bt, least" "$(rounded minimum added-by-peer)" ns ""
 	else
 		echo "bench: bpftrace is not here, so the run-queue metric stands alone" >&2
 	fi
 }
-# added minimum|median FILE: nanoseconds more than without.
-added() { awk -v with="$("$1" "$work/$2")" -v without="$("$1" "$work/without")" 'BEGIN { printf "%.0f\n", with - without }'; }
+# rounded minimum|median FILE
+rounded() { "$1" "$work/$2" | awk '{ printf "%.0f\n", $1 }'; }
 
 bench_sizes() {
 	local binary
