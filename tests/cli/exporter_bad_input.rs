@@ -5,7 +5,7 @@ use kpulse_tests::process::Service;
 use kpulse_tests::{http, is_root, skip, until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,12 @@ impl Hanging {
         Self { folder }
     }
 
-    fn pipe(&self) -> PathBuf {
-        self.folder.path().join("loadavg")
+    /// From now on `loadavg` is a file with this text, which whoever waits gets too.
+    fn goes_on(&self, text: &str) {
+        let [file, pipe] = ["loadavg", "pipe"].map(|name| self.folder.path().join(name));
+        std::fs::rename(&file, &pipe).unwrap();
+        std::fs::write(file, text).unwrap();
+        std::fs::write(pipe, text).unwrap();
     }
 
     fn exporter(&self) -> Command {
@@ -156,15 +160,7 @@ fn a_collector_that_hangs_is_dropped_in_time_and_holds_nothing_up() {
     let count = service.stderr().matches("collector=load_average").count();
     // The first reading after loading may come before or behind it.
     assert!(count <= 3, "late or busy, told when it changes: {}", service.stderr());
-    // A writer lets it go on, as often as it opens the pipe.
-    let pipe = hanging.pipe();
-    std::thread::spawn(move || {
-        loop {
-            if std::fs::write(&pipe, "0.25 0.5 0.75 1/2 3\n").is_err() {
-                return;
-            }
-        }
-    });
+    hanging.goes_on("0.25 0.5 0.75 1/2 3\n");
     until("the collector to come back", || {
         let page = scrape().0;
         (success(&page, "load_average") == Some(true)
