@@ -59,6 +59,7 @@ find_test_needs() {
 	need mvn maven "run Kafka and Elasticsearch"
 	python3 -c 'import ensurepip' 2>/dev/null || missing python3-venv "run the example consumer"
 	need g++ g++ "profile C++ programs"
+	need chromium chromium "look at pages as a browser does"
 }
 
 # apt_install PACKAGE...: quietly; what apt said is shown only when it failed. No package here starts a service.

@@ -125,9 +125,17 @@ fn estimate(clocks: &impl ClockRead) -> (i128, u64) {
 
 /// RFC 3339 in UTC with nanoseconds: `2026-11-21T10:00:00.123456789Z`.
 pub fn rfc3339(time: SystemTime) -> String {
-    // The format has no year beyond 9999 and no time before 1970.
-    let last = SystemTime::UNIX_EPOCH + Duration::new(253_402_300_799, 999_999_999);
-    humantime::format_rfc3339_nanos(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
+    humantime::format_rfc3339_nanos(representable(time)).to_string()
+}
+
+/// The same in whole seconds, for people.
+pub fn rfc3339_seconds(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(representable(time)).to_string()
+}
+
+/// The format has no year beyond 9999 and no time before 1970.
+fn representable(time: SystemTime) -> SystemTime {
+    time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::new(253_402_300_799, 999_999_999))
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ use crate::needs_root;
 use crate::outputs::go_pprof;
 use crate::program::{Shares, compile, start};
 use kpulse_tests::process::Service;
-use kpulse_tests::profile::profiler;
-use kpulse_tests::{http, until};
+use kpulse_tests::profile::{parse, profiler};
+use kpulse_tests::workload::Running;
+use kpulse_tests::{http, until, within};
 use std::path::Path;
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// With its history in this folder.
 fn serve(state: &Path) -> Command {
@@ -134,6 +135,91 @@ fn what_ran_before_a_kill_is_answered_after_it_with_the_same_counts() {
     let listed = ask(&again, &format!("/api/v1/targets?from={began}&until={ended}")).body;
     assert!(listed.contains(&format!("\"pid\":{pid}")), "{listed}");
     assert_eq!(again.stop(), Some(0), "{}", again.stderr());
+}
+
+/// The document that Chromium makes of an address, after its scripts have run; `None` where there is no Chromium, which is told.
+fn seen_by_chromium(test: &str, address: &str) -> Option<String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut chromium = Command::new("chromium");
+    // Nobody else's pages are opened, so it may run as root, whom its sandbox does not take.
+    chromium.args([
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+    ]);
+    chromium.arg(format!("--user-data-dir={}", folder.path().display()));
+    chromium.args(["--window-size=800,600", "--virtual-time-budget=5000", "--dump-dom", address]);
+    match chromium.output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(String::from_utf8(output.stdout).expect("text"))
+        }
+        Err(error) => {
+            kpulse_tests::skip(test, &format!("chromium does not run: {error}"));
+            None
+        }
+    }
+}
+
+#[test]
+fn a_browser_shows_the_page_and_runs_the_flame_graph() {
+    const TEST: &str = "a_browser_shows_the_page_and_runs_the_flame_graph";
+    needs_root!(TEST);
+    let directory = tempfile::tempdir().expect("a folder");
+    let program = start(&compile(directory.path()), 120);
+    let service = Service::start(&mut serve(directory.path()));
+    let api = service.logged("message=listening", "api");
+    let path = format!("/api/v1/profile?scope=process&pid={}&seconds=60&format=svg", program.pid());
+    let picture = until("a profile of the program", || {
+        Some(http::get(&api, &path, ""))
+            .filter(|answer| answer.status == 200 && answer.body.contains("hot ("))
+    });
+    let Some(seen) = seen_by_chromium(TEST, &format!("http://{api}{path}")) else { return };
+    // Its script moves what stands at the right edge of the picture to that of the window.
+    let right_edge = |svg: &str| {
+        let search = svg.split_once("id=\"search\"").expect("a search").1;
+        let x = search.split_once(" x=\"").expect("a place").1;
+        x.split('"').next().and_then(|x| x.parse::<f64>().ok()).expect("a number")
+    };
+    assert!(seen.contains(">hot (") && right_edge(&seen) < 800.0, "{seen}");
+    assert!(right_edge(&picture.body) > 800.0, "{}", picture.body);
+    let Some(page) = seen_by_chromium(TEST, &format!("http://{api}/")) else { return };
+    let target = format!("pid={}", program.pid());
+    assert!(page.contains("<iframe") && page.contains(&target), "{page}");
+}
+
+#[test]
+fn a_process_that_becomes_another_program_is_named_as_what_it_was() {
+    const TEST: &str = "a_process_that_becomes_another_program_is_named_as_what_it_was";
+    const LONG: Duration = Duration::from_secs(120);
+    needs_root!(TEST);
+    let directory = tempfile::tempdir().expect("a folder");
+    let (chain, go) = (compile(directory.path()), directory.path().join("go"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "until [ -e \"$1\" ]; do :; done; exec \"$0\" 300"]).arg(chain).arg(&go);
+    let program = Running(shell.spawn().expect("a shell runs"));
+    let service = Service::start(&mut serve(directory.path()));
+    let api = service.logged("message=listening", "api");
+    let path = format!("/api/v1/profile?scope=process&pid={}&seconds=600", program.pid());
+    let folded = || http::get(&api, &path, "").body;
+    let of_shell = |folded: &str| -> Vec<_> {
+        parse(folded).into_iter().filter(|line| line.frames[0] == "sh").collect()
+    };
+    let before = within(LONG, "samples of the shell", || {
+        let samples: u64 = of_shell(&folded()).iter().map(|line| line.count).sum();
+        (samples >= 200).then_some(samples)
+    });
+    std::fs::write(go, "").expect("can be written");
+    let folded = within(LONG, "samples of the program", || {
+        Some(folded()).filter(|folded| Shares::of(folded).samples >= 1_000)
+    });
+    Shares::of(&folded).assert_true();
+    let shell = of_shell(&folded);
+    assert!(shell.iter().map(|line| line.count).sum::<u64>() >= before);
+    let is_of_chain = |frame: &String| ["hot", "other", "middle", "outer"].contains(&frame.as_str());
+    assert!(!shell.iter().any(|line| line.frames.iter().any(is_of_chain)), "{folded}");
 }
 
 fn seconds() -> u64 {

@@ -11,7 +11,7 @@ pub mod svg;
 use crate::aggregate::{Key, Scope, Selection};
 use crate::names::KERNEL_SUFFIX;
 use folded::Folded;
-use kpulse_common::clock::rfc3339;
+use kpulse_common::clock::rfc3339_seconds;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -89,7 +89,7 @@ impl<'a> Profile<'a> {
 
     fn subtitle(&self) -> String {
         let Selection { from, to, samples, .. } = self.selection;
-        format!("{} to {}, {samples} samples", rfc3339(*from), rfc3339(*to))
+        format!("{} to {}, {samples} samples", rfc3339_seconds(*from), rfc3339_seconds(*to))
     }
 
     /// The stacks in an order that is the same each time, most samples first.

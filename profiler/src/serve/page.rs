@@ -3,7 +3,7 @@
 use super::api::Query;
 use super::targets::Targets;
 use crate::aggregate::{Scope, Selection};
-use kpulse_common::clock::rfc3339;
+use kpulse_common::clock::rfc3339_seconds;
 use std::fmt::Write;
 
 /// The stretches that can be chosen, how long ago they may have ended, and what they can be compared with.
@@ -36,6 +36,9 @@ field.addEventListener('input', () => {
 });
 ";
 
+/// The roots of a flame graph are at its bottom.
+const TO_THE_ROOTS: &str = "this.contentWindow.scrollTo(0, 1e9)";
+
 const STYLE: &str = "
 :root { color-scheme: light dark; --line: #8884; --bar: #e07b39; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 82rem; padding: 1rem 1.5rem 3rem; }
@@ -66,8 +69,8 @@ pub fn render(query: &Query, selection: &Selection, targets: &Targets) -> String
         &mut page,
         format_args!(
             "<p class=\"quiet\">{} to {} · {} samples on this machine · {lost} lost</p>\n<nav>",
-            rfc3339(selection.from),
-            rfc3339(selection.to),
+            rfc3339_seconds(selection.from),
+            rfc3339_seconds(selection.to),
             targets.samples
         ),
     );
@@ -89,7 +92,7 @@ pub fn render(query: &Query, selection: &Selection, targets: &Targets) -> String
     put(
         &mut page,
         format_args!(
-            "</nav>\n<iframe src=\"{source}svg\" title=\"Flame graph\"></iframe>\n\
+            "</nav>\n<iframe src=\"{source}svg\" title=\"Flame graph\" onload=\"{TO_THE_ROOTS}\"></iframe>\n\
              <input id=\"filter\" type=\"search\" placeholder=\"Filter containers and processes\" \
              aria-label=\"Filter containers and processes\">\n"
         ),
