@@ -2,6 +2,7 @@
 
 use crate::needs_root;
 use crate::program::{Shares, compile, start};
+use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::disk::SmallDisk;
 use kpulse_tests::process::Service;
 use kpulse_tests::profile::{parse, profiler};
@@ -11,6 +12,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
+
+/// Makes the id of a container of these tests.
+const CONTAINER: u32 = 0xf11e5;
 
 /// Two windows a period, and its files in `directory`.
 fn serve(state: &Path, directory: &Path) -> Command {
@@ -155,7 +159,9 @@ fn a_full_disk_is_counted_and_its_files_come_when_there_is_room() {
         return skip(TEST, "a file system cannot be mounted here");
     };
     let folder = tempfile::tempdir().expect("a folder");
+    let container = Cgroup::container("cpu", CONTAINER).expect("a cgroup");
     let program = start(&compile(folder.path()), 120);
+    container.set("cgroup.procs", &program.pid().to_string()).expect("the program moves");
     let directory = disk.path().join("files");
     let mut service = Service::start(&mut serve(&folder.path().join("state"), &directory));
     until("a file", || files(&directory, "host").first().cloned());
@@ -191,6 +197,11 @@ fn a_full_disk_is_counted_and_its_files_come_when_there_is_room() {
     let folded: String = own.iter().map(|file| read(&directory, "process", file)).collect();
     let shares = Shares::of(&folded);
     assert!(shares.samples >= 50 && shares.whole > 90.0, "{shares:?}");
+    // All that the container ran is that program; before it moved the profiler did not run.
+    let of_container = files(&directory, "container");
+    let of_container = of_container.iter().filter(|(folder, _)| *folder == Cgroup::id(CONTAINER));
+    let of_container: String = of_container.map(|file| read(&directory, "container", file)).collect();
+    assert_eq!(of_container, folded);
     let hidden: Vec<_> = fs::read_dir(directory.join("process").join(&own[0].0))
         .expect("is there")
         .filter(|entry| entry.as_ref().expect("is read").file_name().to_string_lossy().starts_with('.'))
