@@ -14,6 +14,11 @@ use std::time::Duration;
 /// Less is used up by what the file has beside windows.
 const HISTORY_BYTES_MIN: u64 = 16 << 20;
 
+/// Two periods of a few files.
+const FILES_BYTES_MIN: u64 = 256 << 10;
+/// Each is a file that is synced to the disk.
+const FILES_NAMES_MAX: usize = 1000;
+
 /// Everything that can be set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,6 +33,8 @@ pub struct Config {
     pub api: Api,
     /// Where the windows of the history go as they close.
     pub upload: Upload,
+    /// Where they are written as folded files.
+    pub files: Files,
     /// Log lines.
     pub log: Log,
     /// Where the kernel's file systems are mounted.
@@ -178,6 +185,31 @@ pub enum UploadForm {
     Gateway,
 }
 
+/// The `files:` block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Files {
+    /// Directory of the files; empty for none.
+    pub directory: PathBuf,
+    /// What one file covers.
+    #[serde(with = "humantime_serde")]
+    pub period: Duration,
+    /// Age at which a file goes.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// Bytes on disk above which the oldest files go.
+    pub max_bytes: u64,
+    /// Containers, and processes, that have a file of their own in one period: those that ran most.
+    pub max_names: usize,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        let (period, max_age) = (Duration::from_secs(300), Duration::from_secs(24 * 3600));
+        Self { directory: PathBuf::new(), period, max_age, max_bytes: 1 << 30, max_names: 64 }
+    }
+}
+
 /// Flags of both subcommands.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling")]
@@ -217,6 +249,21 @@ pub struct ServeFlags {
     /// What the store understands: pyroscope, pyroscope-push, otlp, parca or gateway [default: pyroscope-push]
     #[arg(long = "upload.form", value_name = "FORM")]
     pub upload_form: Option<String>,
+    /// Directory that gets folded files of every period, for the host and for containers and processes
+    #[arg(long = "files.directory", value_name = "DIRECTORY")]
+    pub files_directory: Option<String>,
+    /// What one file covers, a whole multiple of --history.window [default: 5m]
+    #[arg(long = "files.period", value_name = "DURATION")]
+    pub files_period: Option<String>,
+    /// Age at which a file goes [default: 24h]
+    #[arg(long = "files.max-age", value_name = "DURATION")]
+    pub files_max_age: Option<String>,
+    /// Bytes on disk above which the oldest files go [default: 1 GiB]
+    #[arg(long = "files.max-bytes", value_name = "BYTES")]
+    pub files_max_bytes: Option<u64>,
+    /// Containers, and processes, that have a file of their own in one period [default: 64]
+    #[arg(long = "files.max-names", value_name = "N")]
+    pub files_max_names: Option<u64>,
 }
 
 /// Reads all layers and refuses what cannot work.
@@ -234,6 +281,11 @@ pub fn load(common: &CommonFlags, sample: &SampleFlags, serve: &ServeFlags) -> a
         ("api.listen_address", text(&serve.api)),
         ("upload.url", text(&serve.upload_url)),
         ("upload.form", text(&serve.upload_form)),
+        ("files.directory", text(&serve.files_directory)),
+        ("files.period", text(&serve.files_period)),
+        ("files.max_age", text(&serve.files_max_age)),
+        ("files.max_bytes", number(serve.files_max_bytes)),
+        ("files.max_names", number(serve.files_max_names)),
     ];
     let mut overrides = common.overrides();
     overrides.extend(given.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
@@ -267,6 +319,34 @@ fn check(config: &Config) -> Result<(), Usage> {
     if kept.max_bytes < HISTORY_BYTES_MIN {
         let least = HISTORY_BYTES_MIN >> 20;
         return refuse(format!("history.max_bytes is {}: it must be at least {least} MiB", kept.max_bytes));
+    }
+    if config.files.directory.as_os_str().is_empty() { Ok(()) } else { check_files(&config.files, kept) }
+}
+
+fn check_files(files: &Files, kept: &Kept) -> Result<(), Usage> {
+    let refuse = |sentence: String| Err(Usage(sentence));
+    let Files { period, max_age, max_bytes, max_names, .. } = *files;
+    let [length, window, age, history] =
+        [period, kept.window, max_age, kept.max_age].map(humantime::format_duration);
+    let is_multiple = period.as_nanos() % kept.window.as_nanos() == 0 && period.subsec_nanos() == 0;
+    if period.is_zero() || !is_multiple {
+        return refuse(format!(
+            "files.period is {length}: it must be whole seconds and a whole multiple of history.window ({window})"
+        ));
+    }
+    if period > kept.max_age {
+        return refuse(format!(
+            "files.period is {length}: its windows must be kept until it is over, and history.max_age is {history}"
+        ));
+    }
+    if max_age < period {
+        return refuse(format!("files.max_age is {age}: it must not be less than files.period ({length})"));
+    }
+    if max_bytes < FILES_BYTES_MIN {
+        return refuse(format!("files.max_bytes is {max_bytes}: it must be at least {FILES_BYTES_MIN}"));
+    }
+    if max_names > FILES_NAMES_MAX {
+        return refuse(format!("files.max_names is {max_names}: it must be at most {FILES_NAMES_MAX}"));
     }
     Ok(())
 }
@@ -310,6 +390,20 @@ mod tests {
         config.history.window = Duration::from_secs(7200);
         config.history.max_age = Duration::from_secs(3600);
         assert!(check(&config).unwrap_err().to_string().contains("history.window is 2h"));
+        let second = Duration::from_secs(1);
+        for (files, sentence) in [
+            (Files { period: 25 * second, ..Files::default() }, "files.period is 25s"),
+            (Files { period: 86_410 * second, ..Files::default() }, "history.max_age is 1day"),
+            (Files { max_age: second, ..Files::default() }, "files.max_age is 1s"),
+            (Files { max_bytes: 9, ..Files::default() }, "files.max_bytes is 9"),
+            (Files { max_names: 1001, ..Files::default() }, "files.max_names is 1001"),
+        ] {
+            config = Config { files, ..Config::default() };
+            check(&config).unwrap();
+            config.files.directory = "/somewhere".into();
+            let refused = check(&config).unwrap_err().to_string();
+            assert!(refused.contains(sentence), "{refused}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod aggregate;
 mod config;
 mod deadline;
 mod export;
+mod files;
 mod history;
 mod names;
 mod pipeline;

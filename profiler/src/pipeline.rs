@@ -5,6 +5,7 @@
 
 use crate::aggregate::{Key, Losses, Scope};
 use crate::deadline::{Reading, Stuck};
+use crate::files::Counts;
 use crate::history::{Bounds, History, Named};
 use crate::symbolize::Symbols;
 use crate::unwind::Size;
@@ -51,6 +52,8 @@ pub struct Totals {
     pub unsymbolized: Losses,
     /// Windows sent to a store, by what became of them.
     pub uploads: Losses,
+    /// What was written into files; `None` where none are.
+    pub files: Option<Counts>,
     pub drains: u64,
     pub drain_errors: u64,
     /// What the last drain failed with; `None` after a good one.

@@ -7,6 +7,7 @@ mod targets;
 
 use crate::aggregate::Scope;
 use crate::config::{Config, Kept, check_loopback};
+use crate::files::Files;
 use crate::history::{Bounds, FILE, Keeper, Retention, Store};
 use crate::pipeline::{Pipeline, Shared};
 use crate::sample;
@@ -37,6 +38,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 
     let (shared, keeper) = history(&config.history)?;
     let uploader = Uploader::new(&config.upload, config.sample.period(), &config.path, &shared)?;
+    let files = Files::start(&config.files, &config.path, &shared)?;
     let probes = sample::load(config);
     // Without samples the answers still say why, so that nobody has to search a log for it.
     let pipeline = match sample::open(&probes) {
@@ -69,13 +71,17 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     notify_stopping();
     tracing::info!("stopping");
     drop(stop);
-    let last = tokio::task::spawn_blocking(|| {
+    let last = tokio::task::spawn_blocking(move || {
         if let Some((pipeline, unwinder)) = pipeline {
             pipeline.finish();
             drop(unwinder);
         }
+        shared.close();
         if let Some(keeper) = keeper {
             keeper.finish();
+        }
+        if let Some(files) = files {
+            files.finish();
         }
     });
     tokio::select! {

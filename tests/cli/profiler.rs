@@ -69,6 +69,11 @@ fn a_wrong_flag_is_one_sentence_and_code_2() {
         (record(&["--sample.interval", "1ms"]), &["sample.interval is 1ms"]),
         (vec!["serve", "--history.window", "2days"], &["history.window is 2days"]),
         (vec!["serve", "--history.max-bytes", "9"], &["history.max_bytes is 9", "16 MiB"]),
+        (
+            vec!["serve", "--files.directory", "/nowhere", "--files.period", "25s"],
+            &["files.period is 25s", "history.window (10s)"],
+        ),
+        (vec!["serve", "--files.max-names", "many"], &["--files.max-names", "many"]),
         (vec!["serve", "--history.max-bytes", "much"], &["--history.max-bytes", "much"]),
         (
             vec!["serve", "--api.listen-address", "0.0.0.0:0"],

@@ -1,6 +1,7 @@
 //! Does a profile tell the truth? Programs whose stacks and shares are known, recorded by the real profiler.
 
 mod faults;
+mod files;
 mod go;
 #[cfg(target_arch = "x86_64")]
 mod handlers;

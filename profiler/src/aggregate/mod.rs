@@ -5,7 +5,7 @@
 
 mod selection;
 
-pub use selection::{Detail, Gathering, Selection};
+pub use selection::{ANSWER_FULL, Detail, Gathering, Selection};
 
 use crate::names::Stack;
 use kpulse_common::container::ContainerIdentity;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The reason of samples whose stack is among the rarest of an answer with too many.
-const ANSWER_FULL: &str = "answer_full";
+pub const ANSWER_FULL: &str = "answer_full";
 
 /// How much of each sample an answer needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

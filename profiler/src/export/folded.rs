@@ -7,17 +7,28 @@ use crate::aggregate::Key;
 use crate::names::UNKNOWN;
 use anyhow::Context;
 use kpulse_symbolize::cut;
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt::Write;
+use std::io;
 
 /// Longest line without its count; readers with a 64 KiB buffer stop at a longer one.
 const LINE_BYTES: usize = 60 * 1024;
+/// A blank, the largest count, and the end of the line.
+const COUNT_BYTES: usize = 22;
 /// Stands for the frames in the middle of a stack that is too long for a line.
 const TRUNCATED: &str = "[truncated]";
 
 /// Stacks as text, each once, with their counts; the order is that of the text.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Folded(BTreeMap<String, u64>);
+pub struct Folded {
+    stacks: BTreeMap<String, u64>,
+    /// Of all lines, with the longest count that there is.
+    bytes: usize,
+    /// Lines without the middle of their stack.
+    truncated: u64,
+}
 
 impl Folded {
     /// Folds entries; those that read the same are counted together.
@@ -29,21 +40,71 @@ impl Folded {
         folded
     }
 
+    /// Folds the entries with most samples, as many as have room; says how many samples the others have.
+    pub fn within<'a>(entries: impl IntoIterator<Item = (&'a Key, u64)>, bytes_max: usize) -> (Self, u64) {
+        let mut entries: Vec<_> = entries.into_iter().collect();
+        entries.sort_unstable_by_key(|(_, count)| Reverse(*count));
+        let (mut folded, mut left_out) = (Self::default(), 0);
+        for (key, count) in entries {
+            let (stack, is_whole) = line(&key.thread, key.stack.iter().map(AsRef::as_ref));
+            if folded.stacks.contains_key(&stack) || folded.bytes + line_bytes(&stack) <= bytes_max {
+                folded.count(stack, is_whole, count);
+            } else {
+                left_out += count;
+            }
+        }
+        (folded, left_out)
+    }
+
     /// Counts one stack, root first.
     pub fn add<'a>(&mut self, thread: &'a str, frames: impl IntoIterator<Item = &'a str>, count: u64) {
-        let frames: Vec<String> = std::iter::once(thread).chain(frames).map(clean).collect();
-        let entry = self.0.entry(joined(&frames)).or_default();
-        *entry = entry.saturating_add(count);
+        let (stack, is_whole) = line(thread, frames);
+        self.count(stack, is_whole, count);
+    }
+
+    fn count(&mut self, stack: String, is_whole: bool, count: u64) {
+        let bytes = line_bytes(&stack);
+        match self.stacks.entry(stack) {
+            Entry::Occupied(mut known) => {
+                let sum = known.get().saturating_add(count);
+                known.insert(sum);
+            }
+            Entry::Vacant(new) => {
+                new.insert(count);
+                self.bytes += bytes;
+                self.truncated += u64::from(!is_whole);
+            }
+        }
+    }
+
+    /// Bytes of all lines at most.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Lines that were too long, and lack the middle of their stack.
+    pub fn truncated(&self) -> u64 {
+        self.truncated
+    }
+
+    /// Samples of all stacks.
+    pub fn samples(&self) -> u64 {
+        self.stacks.values().sum()
     }
 
     /// All lines as one text.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for (stack, count) in &self.0 {
+        for (stack, count) in &self.stacks {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{stack} {count}");
         }
         text
+    }
+
+    /// All lines, one after the other.
+    pub fn write(&self, to: &mut impl io::Write) -> io::Result<()> {
+        self.stacks.iter().try_for_each(|(stack, count)| writeln!(to, "{stack} {count}"))
     }
 
     /// Reads lines back.
@@ -53,8 +114,7 @@ impl Folded {
             let parts = line.rsplit_once(' ').and_then(|(stack, count)| Some((stack, count.parse().ok()?)));
             let (stack, count): (&str, u64) =
                 parts.with_context(|| format!("{line:?} is no folded stack"))?;
-            let entry = folded.0.entry(stack.to_owned()).or_default();
-            *entry = entry.saturating_add(count);
+            folded.count(stack.to_owned(), true, count);
         }
         Ok(folded)
     }
@@ -62,12 +122,12 @@ impl Folded {
     /// Lines with two counts, as flame graph programs compare them: that of `before`, scaled to as many samples, and this
     /// one.
     pub fn difference(&self, before: &Self) -> String {
-        let sum = |folded: &Self| folded.0.values().sum::<u64>() as f64;
+        let sum = |folded: &Self| folded.stacks.values().sum::<u64>() as f64;
         let scale = sum(self) / sum(before).max(1.0);
-        let stacks: BTreeSet<&String> = self.0.keys().chain(before.0.keys()).collect();
+        let stacks: BTreeSet<&String> = self.stacks.keys().chain(before.stacks.keys()).collect();
         let mut text = String::new();
         for stack in stacks {
-            let [then, now] = [before, self].map(|folded| folded.0.get(stack).copied().unwrap_or(0));
+            let [then, now] = [before, self].map(|folded| folded.stacks.get(stack).copied().unwrap_or(0));
             // Without a sample of its own a profile has nothing to be scaled to.
             let then = if scale > 0.0 { (then as f64 * scale) as u64 } else { then };
             let _ = writeln!(text, "{stack} {then} {now}");
@@ -76,11 +136,17 @@ impl Folded {
     }
 }
 
-/// Joins frames; of a stack that is too long the root and the leaf stay.
-fn joined(frames: &[String]) -> String {
+/// What a line takes, whatever its count.
+fn line_bytes(stack: &str) -> usize {
+    stack.len() + COUNT_BYTES
+}
+
+/// A line without its count, and whether all frames are in it: of a stack that is too long the root and the leaf stay.
+fn line<'a>(thread: &'a str, frames: impl IntoIterator<Item = &'a str>) -> (String, bool) {
+    let frames: Vec<String> = std::iter::once(thread).chain(frames).map(clean).collect();
     let whole: usize = frames.iter().map(|frame| frame.len() + 1).sum();
     if whole <= LINE_BYTES {
-        return frames.join(";");
+        return (frames.join(";"), true);
     }
     let fitting = |frames: &mut dyn Iterator<Item = &String>| {
         let mut bytes = 0;
@@ -94,7 +160,8 @@ fn joined(frames: &[String]) -> String {
     let root = fitting(&mut frames.iter());
     let leaf = fitting(&mut frames.iter().rev()).min(frames.len() - root);
     let kept = frames[..root].iter().map(String::as_str).chain([TRUNCATED]);
-    kept.chain(frames[frames.len() - leaf..].iter().map(String::as_str)).collect::<Vec<_>>().join(";")
+    let kept = kept.chain(frames[frames.len() - leaf..].iter().map(String::as_str));
+    (kept.collect::<Vec<_>>().join(";"), false)
 }
 
 /// A frame that any reader takes for one frame.
@@ -156,6 +223,22 @@ mod tests {
         let (frames, _) = parse(line).unwrap();
         assert_eq!((frames[0], frames[frames.len() - 1]), ("t", names[199].as_str()));
         assert_eq!(frames.iter().filter(|frame| **frame == TRUNCATED).count(), 1);
+        assert_eq!((folded.truncated(), folded.samples()), (1, 1));
+    }
+
+    #[test]
+    fn what_has_no_room_is_what_was_seen_least() {
+        let selection = crate::export::tests::selection();
+        let entries = || selection.entries.iter().map(|(key, count)| (key, *count));
+        let (whole, left_out) = Folded::within(entries(), usize::MAX);
+        assert_eq!((whole.samples(), left_out), (10, 0));
+        assert_eq!(whole, Folded::of(entries()));
+        let (most, left_out) = Folded::within(entries(), 60);
+        assert_eq!((most.text().as_str(), left_out), ("worker;main;hot \"a\";read_[k] 7\n", 3));
+        assert!(most.text().len() <= most.bytes() && most.bytes() <= 60, "{}", most.bytes());
+        let mut written = Vec::new();
+        whole.write(&mut written).unwrap();
+        assert_eq!(written, whole.text().into_bytes());
     }
 
     #[test]

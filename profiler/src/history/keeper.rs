@@ -36,10 +36,8 @@ impl Keeper {
         Ok(Self { shared: shared.clone(), thread })
     }
 
-    /// Closes the open window and waits until all is written that can be.
+    /// Waits until all is written that can be.
     pub fn finish(self) {
-        self.shared.lock().history.close(Instant::now(), SystemTime::now());
-        self.shared.pack();
         self.shared.lock().history.hang_up();
         // A thread that panicked has said so on stderr.
         let _ = self.thread.join();

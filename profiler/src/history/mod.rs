@@ -8,7 +8,9 @@ mod store;
 pub use keeper::Keeper;
 pub use store::{FILE, Held, Retention, Store};
 
-use crate::aggregate::{Containers, Detail, ENTRY_BYTES, Gathering, Key, Programs, Scope, Selection, Window};
+use crate::aggregate::{
+    ANSWER_FULL, Containers, Detail, ENTRY_BYTES, Gathering, Key, Programs, Scope, Selection, Window,
+};
 use crate::names::{Interned, Stack};
 use crate::pipeline::Shared;
 use keeper::Bell;
@@ -20,6 +22,8 @@ use store::Evicted;
 
 /// The reason of samples whose window cannot be read any more.
 const DAMAGED: &str = "window_damaged";
+/// Reasons of samples that are in the history, and in no answer.
+pub const LEFT_OUT: [&str; 2] = [ANSWER_FULL, DAMAGED];
 
 /// How much is kept in memory.
 #[derive(Debug, Clone, Copy)]
@@ -262,6 +266,16 @@ impl History {
     }
 }
 
+/// Closed windows, one behind the other, as one.
+pub struct Closed {
+    /// Number of the first of them, and of what comes behind the last.
+    pub first: u64,
+    pub next: u64,
+    /// Less than what lies between these numbers where windows are lost.
+    pub windows: u64,
+    pub selection: Selection,
+}
+
 impl Shared {
     /// Compresses the windows that were closed. Not under the lock, which the samples need.
     pub fn pack(&self) {
@@ -314,23 +328,86 @@ impl Shared {
         Ok(gathering.finish())
     }
 
-    /// The first closed window with this number or a later one, and its number; they are counted from 0 for ever.
-    pub fn closed(&self, number: u64) -> anyhow::Result<Option<(u64, Selection)>> {
-        let (max_stacks, store, before, waiting) = {
+    /// The first closed window with this number or a later one; they are counted from 0 for ever.
+    pub fn closed(&self, number: u64) -> anyhow::Result<Option<Closed>> {
+        self.closed_while(number, |first, window| window.number == first.number)
+    }
+
+    /// The closed windows from this number on that began in one period, all of them: `None` while one may follow, unless
+    /// none will.
+    pub fn closed_period(
+        &self,
+        number: u64,
+        length: Duration,
+        is_last: bool,
+    ) -> anyhow::Result<Option<Closed>> {
+        let Some(first) = self.closed_from(number)? else { return Ok(None) };
+        let period = |time: SystemTime| {
+            time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos()
+                / length.as_nanos().max(1)
+        };
+        let is_over = {
+            let history = &self.lock().history;
+            history.closed.is_empty() && period(history.open.1.from) != period(first.from)
+        };
+        if !is_over && !is_last {
+            return Ok(None);
+        }
+        self.closed_while(number, |first, window| period(window.from) == period(first.from))
+    }
+
+    fn closed_while(
+        &self,
+        number: u64,
+        belongs: impl Fn(&Packed, &Packed) -> bool,
+    ) -> anyhow::Result<Option<Closed>> {
+        let Some(first) = self.closed_from(number)? else { return Ok(None) };
+        let max_stacks = self.lock().history.bounds.window_entries;
+        let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks, max_stacks);
+        let (mut windows, mut next) = (0, first.number);
+        let mut window = Some(first.clone());
+        while let Some(found) = window.filter(|window| belongs(&first, window)) {
+            gathering.begin(found.from, found.to);
+            gather(&found, &mut gathering);
+            (windows, next) = (windows + 1, found.number + 1);
+            window = self.closed_from(next)?;
+        }
+        let closed = |selection| Closed { first: first.number, next, windows, selection };
+        Ok(gathering.finish().map(closed))
+    }
+
+    fn closed_from(&self, number: u64) -> anyhow::Result<Option<Arc<Packed>>> {
+        let (store, before, waiting) = {
             let state = self.lock();
             let history = &state.history;
             let waiting = history.waiting.iter().find(|window| window.number >= number).cloned();
-            (history.bounds.window_entries, history.store(), history.first_in_memory(), waiting)
+            (history.store(), history.first_in_memory(), waiting)
         };
         let stored = match store.filter(|_| number < before) {
             Some(store) => store.window_from(number)?.map(Arc::new),
             None => None,
         };
-        let Some(window) = stored.or(waiting) else { return Ok(None) };
-        let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks, max_stacks);
-        gathering.begin(window.from, window.to);
-        gather(&window, &mut gathering);
-        Ok(gathering.finish().map(|selection| (window.number, selection)))
+        Ok(stored.or(waiting))
+    }
+
+    /// Which window is next for a reader that takes them to this target: where it ended, else what is closed first since
+    /// the start.
+    pub fn place(&self, reader: &str, target: &str) -> anyhow::Result<u64> {
+        let store = self.lock().history.store();
+        let known = store.map_or(Ok(None), |store| store.place(reader, target))?;
+        Ok(known.unwrap_or_else(|| self.lock().history.began()))
+    }
+
+    /// Notes it with the history, for as long as that lives.
+    pub fn set_place(&self, reader: &str, target: &str, next: u64) -> anyhow::Result<()> {
+        let store = self.lock().history.store();
+        store.map_or(Ok(()), |store| store.set_place(reader, target, next))
+    }
+
+    /// Closes the open window: no sample will come.
+    pub fn close(&self) {
+        self.lock().history.close(Instant::now(), SystemTime::now());
+        self.pack();
     }
 }
 

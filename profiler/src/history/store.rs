@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 /// The store's name within the state directory.
 pub const FILE: &str = "profiles.db";
 /// Version of the tables, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How long it is waited for a profiler that is about to end.
 const BUSY: Duration = Duration::from_secs(2);
 /// Windows that one new window takes away at most, so that a smaller bound holds no transaction for long.
@@ -37,11 +37,15 @@ const TABLES: &str = "
         body BLOB NOT NULL
     );
     CREATE INDEX windows_by_time ON windows (to_ns, from_ns, samples, entries, bytes);
-    CREATE TABLE uploads (
-        id INTEGER PRIMARY KEY CHECK (id = 1),
-        url TEXT NOT NULL,
-        next INTEGER NOT NULL
-    );
+";
+/// How far each reader of the windows got, and where it took them.
+const PLACES: &str = "
+    CREATE TABLE places (reader TEXT PRIMARY KEY, target TEXT NOT NULL, next INTEGER NOT NULL) WITHOUT ROWID;
+";
+/// What version 1 knew of them.
+const PLACES_OF_1: &str = "
+    INSERT INTO places SELECT 'upload', url, next FROM uploads;
+    DROP TABLE uploads;
 ";
 
 /// How long and how much is kept.
@@ -120,7 +124,13 @@ impl Store {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // A full disk takes no write that changes nothing.
         if version != VERSION {
-            transaction.execute_batch(TABLES)?;
+            if version < 1 {
+                transaction.execute_batch(TABLES)?;
+            }
+            transaction.execute_batch(PLACES)?;
+            if version == 1 {
+                transaction.execute_batch(PLACES_OF_1)?;
+            }
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         let old = nanoseconds(now.checked_sub(retention.max_age).unwrap_or(SystemTime::UNIX_EPOCH));
@@ -232,19 +242,20 @@ impl Store {
         self.read(found)
     }
 
-    /// Which window is next to be sent to this address; `None` when none was sent there last.
-    pub fn upload_next(&self, url: &str) -> Result<Option<u64>> {
+    /// Which window is next for a reader; `None` when it last took them elsewhere, or never.
+    pub fn place(&self, reader: &str, target: &str) -> Result<Option<u64>> {
         let connection = self.connection();
-        let select = "SELECT next FROM uploads WHERE url = ?";
-        self.read(connection.query_row(select, [url], |row| row.get(0)).optional())
+        let select = "SELECT next FROM places WHERE reader = ? AND target = ?";
+        self.read(connection.query_row(select, [reader, target], |row| row.get(0)).optional())
     }
 
     /// Notes it.
-    pub fn set_upload_next(&self, url: &str, next: u64) -> Result<()> {
+    pub fn set_place(&self, reader: &str, target: &str, next: u64) -> Result<()> {
         let connection = self.connection();
-        let replace = "INSERT OR REPLACE INTO uploads (id, url, next) VALUES (1, ?, ?)";
-        let written =
-            connection.prepare_cached(replace).and_then(|mut replace| replace.execute(params![url, next]));
+        let replace = "INSERT OR REPLACE INTO places (reader, target, next) VALUES (?, ?, ?)";
+        let written = connection
+            .prepare_cached(replace)
+            .and_then(|mut replace| replace.execute(params![reader, target, next]));
         written.map(drop).with_context(|| format!("cannot write to the history {}", self.path.display()))
     }
 

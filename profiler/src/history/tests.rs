@@ -54,6 +54,11 @@ fn kept(path: &Path) -> (Shared, Keeper) {
     (shared, keeper)
 }
 
+fn finish(shared: &Shared, keeper: Keeper) {
+    shared.close();
+    keeper.finish();
+}
+
 #[test]
 fn a_window_closes_after_its_length_and_goes_at_its_age() {
     let (shared, start) = (shared(1 << 20), start());
@@ -101,7 +106,7 @@ fn a_history_goes_on_after_an_end_of_any_kind() {
         begin = start();
         let start = begin;
         (1..=35).for_each(|second| drain(&shared, start, second, "first"));
-        keeper.finish();
+        finish(&shared, keeper);
         assert_eq!(shared.lock().history.windows(), 1, "nothing but a new window is in memory");
         let held = shared.lock().history.store().unwrap().held();
         assert_eq!((held.windows, held.first, held.next, held.entries), (4, 0, 4, 4), "the open one too");
@@ -122,8 +127,8 @@ fn a_history_goes_on_after_an_end_of_any_kind() {
     let (again, last) = kept(&copy);
     let both = Some(vec![("first".into(), 350), ("second".into(), 110)]);
     assert_eq!(leaves(select(&again, &Scope::Host, 100, 0, now)), both);
-    keeper.finish();
-    last.finish();
+    finish(&shared, keeper);
+    finish(&again, last);
 }
 
 #[test]
@@ -133,18 +138,38 @@ fn windows_are_told_one_by_one_from_any_number_on() {
     let (shared, keeper) = kept(&path);
     let start = start();
     (1..=35).for_each(|second| drain(&shared, start, second, "hot"));
-    keeper.finish();
+    finish(&shared, keeper);
     let store = shared.lock().history.store().unwrap();
-    store.set_upload_next("http://one", 2).unwrap();
-    assert_eq!(store.upload_next("http://two").unwrap(), None, "another one has had nothing");
+    shared.set_place("upload", "http://one", 2).unwrap();
+    assert_eq!(store.place("upload", "http://two").unwrap(), None, "another one has had nothing");
+    assert_eq!(store.place("files", "http://one").unwrap(), None, "nor has another reader");
     drop((shared, store));
     let (shared, keeper) = kept(&path);
-    let store = shared.lock().history.store().unwrap();
-    assert_eq!(store.upload_next("http://one").unwrap(), Some(2));
-    let samples = |number| shared.closed(number).unwrap().map(|(found, window)| (found, window.samples));
+    assert_eq!(shared.place("upload", "http://one").unwrap(), 2);
+    assert_eq!(shared.place("upload", "http://two").unwrap(), 4, "what is closed since the start");
+    let samples = |number| shared.closed(number).unwrap().map(|it| (it.first, it.selection.samples));
     assert_eq!([samples(0), samples(3), samples(4)], [Some((0, 100)), Some((3, 50)), None]);
     assert!(shared.lock().history.has(3) && !shared.lock().history.has(4));
-    keeper.finish();
+    finish(&shared, keeper);
+}
+
+#[test]
+fn a_history_of_the_version_before_is_taken_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    let store = open(&path, 3600 * SECOND, 1 << 30).unwrap();
+    store.append(&large(0, SystemTime::now(), 10), SystemTime::now()).unwrap();
+    store.execute(
+        "DROP TABLE places;
+         CREATE TABLE uploads (id INTEGER PRIMARY KEY CHECK (id = 1), url TEXT NOT NULL, next INTEGER NOT NULL);
+         INSERT INTO uploads VALUES (1, 'http://one', 7);
+         PRAGMA user_version = 1",
+    );
+    drop(store);
+    for _ in 0..2 {
+        let store = open(&path, 3600 * SECOND, 1 << 30).unwrap();
+        assert_eq!((store.place("upload", "http://one").unwrap(), store.held().windows), (Some(7), 1));
+    }
 }
 
 #[test]
@@ -217,10 +242,10 @@ fn what_cannot_be_written_waits_in_memory_and_is_answered() {
     assert_eq!(store.held().windows, 0);
     let now = start.1 + 35 * SECOND;
     assert_eq!(select(&shared, &Scope::Host, 100, 0, now).unwrap().samples, 350);
-    assert_eq!(shared.closed(1).unwrap().unwrap().1.samples, 100);
+    assert_eq!(shared.closed(1).unwrap().unwrap().selection.samples, 100);
     store.execute("DROP TRIGGER full");
     drain(&shared, start, 45, "hot");
-    keeper.finish();
+    finish(&shared, keeper);
     assert_eq!((store.held().windows, shared.lock().history.windows()), (5, 1));
     assert_eq!(select(&shared, &Scope::Host, 100, 0, now).unwrap().samples, 360);
 }
@@ -232,7 +257,7 @@ fn a_damaged_window_is_a_loss_of_the_answer_only() {
     let (shared, keeper) = kept(&path);
     let start = start();
     (1..=30).for_each(|second| drain(&shared, start, second, "hot"));
-    keeper.finish();
+    finish(&shared, keeper);
     let store = shared.lock().history.store().unwrap();
     store.execute(
         "UPDATE windows SET body = CAST(substr(body, 1, length(body) - 9) || x'01' AS BLOB) WHERE number = 1",
@@ -295,5 +320,5 @@ fn the_history_is_for_its_owner_alone() {
         assert_eq!(mode(file), 0o600, "{}", file.display());
     }
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    keeper.finish();
+    finish(&shared, keeper);
 }

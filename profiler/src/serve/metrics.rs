@@ -1,5 +1,6 @@
 //! What the profiler says about itself: samples and their losses, names, memory.
 
+use crate::files::Counts;
 use crate::history::Held;
 use crate::pipeline::Shared;
 use kpulse_common::metric::{Label, MetricDef, Samples};
@@ -8,6 +9,7 @@ use kpulse_common::self_metrics;
 use kpulse_exporter_ebpf::ProbeSet;
 
 const REASON: &[Label] = &[Label::Named("reason")];
+const SCOPE: &[Label] = &[Label::Named("scope")];
 const PLACE: &[Label] = &[Label::Named("place")];
 
 const TAKEN: MetricDef = MetricDef::counter(
@@ -56,6 +58,40 @@ const UPLOADS: MetricDef = MetricDef::counter(
     "Windows that a store of profiles took (sent) or did not (refused, lost), and attempts before that (retried).",
     &[Label::Named("outcome")],
 );
+const FILES: MetricDef = MetricDef::counter(
+    "kpulse_profiler_files_written_total",
+    "Folded files written for the host, containers and processes.",
+    SCOPE,
+);
+const FILES_SAMPLES: MetricDef =
+    MetricDef::counter("kpulse_profiler_files_samples_total", "Samples in folded files.", SCOPE);
+const FILES_LEFT_OUT: MetricDef = MetricDef::counter(
+    "kpulse_profiler_files_samples_left_out_total",
+    "Samples of the same windows that are in no file of this scope.",
+    &[Label::Named("scope"), Label::Named("reason")],
+);
+const FILES_LINES_CUT: MetricDef = MetricDef::counter(
+    "kpulse_profiler_files_lines_cut_total",
+    "Lines of folded files without the middle of a stack that is too long.",
+    &[],
+);
+const FILES_WINDOWS: MetricDef = MetricDef::counter(
+    "kpulse_profiler_files_windows_total",
+    "Windows that are in folded files (written), or left the history before that (lost).",
+    &[Label::Named("outcome")],
+);
+const FILES_REMOVED: MetricDef = MetricDef::counter(
+    "kpulse_profiler_files_removed_total",
+    "Folded files that went because of their age or for others' bytes.",
+    REASON,
+);
+const FILES_ERRORS: MetricDef = MetricDef::counter(
+    "kpulse_profiler_files_errors_total",
+    "Times when the folded files of a period could not be written; it is tried again.",
+    &[],
+);
+const FILES_BYTES: MetricDef =
+    MetricDef::gauge("kpulse_profiler_files_bytes", "Bytes that folded files take on the disk.", &[]);
 const HISTORY_BYTES: MetricDef = MetricDef::gauge(
     "kpulse_profiler_history_bytes",
     "Bytes of the kept windows, compressed on disk; in memory those of the open one and of what is not written yet.",
@@ -114,6 +150,9 @@ pub fn collect(shared: &Shared, probes: &ProbeSet, paths: &Paths) -> Samples {
         for (outcome, count) in &totals.uploads {
             out.count(&UPLOADS, &[outcome], *count);
         }
+        if let Some(counts) = &totals.files {
+            files(counts, &mut out);
+        }
         let history = &state.history;
         out.count(&DRAIN_ERRORS, &[], totals.drain_errors);
         let mut held = |place: &str, bytes, entries, windows| {
@@ -137,4 +176,24 @@ pub fn collect(shared: &Shared, probes: &ProbeSet, paths: &Paths) -> Samples {
     self_metrics::process(paths, &mut out);
     self_metrics::build_info("kpulse-profiler", &mut out);
     out
+}
+
+fn files(counts: &Counts, out: &mut Samples) {
+    let by_name = [
+        (&FILES, &counts.files),
+        (&FILES_SAMPLES, &counts.samples),
+        (&FILES_WINDOWS, &counts.windows),
+        (&FILES_REMOVED, &counts.removed),
+    ];
+    for (metric, sums) in by_name {
+        for (name, count) in sums {
+            out.count(metric, &[name], *count);
+        }
+    }
+    for ((scope, reason), count) in &counts.left_out {
+        out.count(&FILES_LEFT_OUT, &[scope, reason], *count);
+    }
+    out.count(&FILES_LINES_CUT, &[], counts.lines_cut);
+    out.count(&FILES_ERRORS, &[], counts.errors);
+    out.count(&FILES_BYTES, &[], counts.bytes);
 }

@@ -29,6 +29,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+/// As the history knows this reader of its windows.
+const READER: &str = "upload";
 /// How often it is looked whether a window was closed.
 const BEAT: Duration = Duration::from_secs(1);
 /// Between two attempts; it doubles up to the second.
@@ -105,30 +107,23 @@ impl Uploader {
         let mut next = self.begin().await;
         loop {
             let closed = self.with_history(move |shared| shared.closed(next)).await;
-            let Some((number, window)) = closed.flatten() else {
+            let Some(closed) = closed.flatten() else {
                 sleep(BEAT).await;
                 continue;
             };
-            self.count(LOST, number - next);
-            next = number + 1;
-            self.send(number, window).await;
+            self.count(LOST, closed.first - next);
+            next = closed.next;
+            self.send(closed.first, closed.selection).await;
             let url = self.config.url.clone();
-            self.with_history(move |shared| {
-                let store = shared.lock().history.store();
-                store.map_or(Ok(()), |store| store.set_upload_next(&url, next))
-            })
-            .await;
+            self.with_history(move |shared| shared.set_place(READER, &url, next)).await;
         }
     }
 
     /// Where the last sender to this address ended; else what was closed since the start.
     async fn begin(&self) -> u64 {
         let url = self.config.url.clone();
-        let known = self.with_history(move |shared| {
-            let store = shared.lock().history.store();
-            store.map_or(Ok(None), |store| store.upload_next(&url))
-        });
-        known.await.flatten().unwrap_or_else(|| self.shared.lock().history.began())
+        let known = self.with_history(move |shared| shared.place(READER, &url)).await;
+        known.unwrap_or_else(|| self.shared.lock().history.began())
     }
 
     /// Asks the history on a thread that may wait for a disk; `None` after an error.
