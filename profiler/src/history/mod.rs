@@ -1,14 +1,17 @@
 //! What ran in the last day? The open window, and the closed ones before it: those of just now in memory, compressed,
-//! and the others in a [`store`], bounded by age and by bytes.
+//! and the others in a [`store`], bounded by age and by bytes, with [`sums`] beside them.
 
 mod keeper;
 mod packed;
 mod store;
+mod sums;
 
 pub use keeper::Keeper;
 pub use store::{FILE, Held, Retention, Store};
 
-use crate::aggregate::{Containers, Detail, ENTRY_BYTES, Gathering, Key, Programs, Scope, Selection, Window};
+use crate::aggregate::{
+    Containers, Detail, ENTRY_BYTES, Gathering, Key, Programs, Scope, Selection, Sum, Window,
+};
 use crate::names::{Interned, Stack};
 use crate::pipeline::Shared;
 use keeper::Bell;
@@ -200,6 +203,11 @@ impl History {
         }
     }
 
+    /// Windows went from the store for another reason than a new one.
+    fn gave_way(&mut self, evicted: Evicted) {
+        self.evicted += evicted;
+    }
+
     fn not_written(&mut self) {
         self.write_errors += 1;
     }
@@ -268,7 +276,7 @@ impl Shared {
         loop {
             let unpacked = self.lock().history.unpacked();
             let Some((number, window)) = unpacked else { return };
-            let packed = Packed::of(number, &window)
+            let packed = Packed::of(number, &Sum::of(&window))
                 .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "a window is lost"));
             self.lock().history.packed(number, packed.ok());
         }
@@ -300,15 +308,11 @@ impl Shared {
         };
         let mut gathering = Gathering::new(scope, detail, max_stacks);
         if let Some(store) = store {
-            let numbers = store.numbers(stretch.since, stretch.until)?;
-            for number in numbers.into_iter().filter(|number| *number < before) {
-                // One that has gone meanwhile is too old.
-                if let Some(window) = store.window(number)? {
-                    gather(&window, &mut gathering);
-                }
-            }
+            let mut numbers = store.numbers(stretch.since, stretch.until)?;
+            numbers.retain(|number| *number < before);
+            sums::gather(&store, &numbers, &mut gathering)?;
         }
-        waiting.iter().for_each(|window| gather(window, &mut gathering));
+        waiting.iter().for_each(|window| sums::gather_window(window, &mut gathering));
         closed.iter().for_each(|window| gathering.window(window));
         open.iter().for_each(|window| gathering.window(window));
         Ok(gathering.finish())
@@ -328,20 +332,12 @@ impl Shared {
         };
         let Some(window) = stored.or(waiting) else { return Ok(None) };
         let mut gathering = Gathering::new(&Scope::Host, Detail::Stacks, max_stacks);
-        gathering.begin(window.from, window.to);
-        gather(&window, &mut gathering);
+        sums::gather_window(&window, &mut gathering);
         Ok(gathering.finish().map(|selection| (window.number, selection)))
     }
 }
 
-/// Adds a compressed window, or counts its samples as lost.
-fn gather(window: &Packed, gathering: &mut Gathering) {
-    if let Err(error) = window.gather(gathering) {
-        tracing::warn!(window = window.number, error = format!("{error:#}"), "a window cannot be read");
-        gathering.begin(window.from, window.to);
-        gathering.lose(DAMAGED, window.samples);
-    }
-}
-
+#[cfg(test)]
+mod day;
 #[cfg(test)]
 mod tests;

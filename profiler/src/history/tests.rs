@@ -155,7 +155,7 @@ fn windows_go_at_their_age_and_numbers_stay() {
     let store = open(&path, 60 * SECOND, 1 << 30).unwrap();
     for number in 0..100u32 {
         let from = now + number * SECOND;
-        let packed = Packed::of(number.into(), &packed::tests::window(from, "hot")).unwrap();
+        let packed = Packed::of(number.into(), &Sum::of(&packed::tests::window(from, "hot"))).unwrap();
         assert_eq!(store.append(&packed, packed.to).unwrap(), Evicted::default(), "age is no loss");
     }
     assert_eq!((store.held().windows, store.held().first, store.held().next), (61, 39, 100));
@@ -198,6 +198,46 @@ fn the_oldest_give_way_when_the_file_is_too_large_and_the_loss_is_counted() {
     }
     let size = std::fs::metadata(&path).unwrap().len();
     assert!(store.held().windows < 45 && size < 10 << 20, "{:?}, {size} bytes", store.held());
+}
+
+#[test]
+fn sums_are_made_as_their_windows_come() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shared, keeper) = kept(&directory.path().join(FILE));
+    let start = start();
+    (1..=61).for_each(|window| drain(&shared, start, window * 10, "hot"));
+    let store = shared.lock().history.store().unwrap();
+    while store.sums().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(store.sums().unwrap()[&sums::Block::of(60, 0)], 60);
+    let (found, now) = (store.sum(sums::Block::of(60, 0)).unwrap().unwrap(), start.1 + 620 * SECOND);
+    assert_eq!((found.samples, found.entries), (600, 1));
+    assert_eq!(select(&shared, &Scope::Host, 700, 0, now).unwrap().samples, 610);
+    keeper.finish();
+}
+
+#[test]
+fn a_file_of_the_first_version_keeps_all_and_gets_sums() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    {
+        let (shared, keeper) = kept(&path);
+        let start = start();
+        (1..=35).for_each(|second| drain(&shared, start, second, "hot"));
+        keeper.finish();
+        let store = shared.lock().history.store().unwrap();
+        store.set_upload_next("http://one", 2).unwrap();
+        store.execute("DROP TABLE sums; PRAGMA user_version = 1");
+    }
+    for _ in 0..2 {
+        let store = open(&path, 3600 * SECOND, 1 << 30).unwrap();
+        let Held { windows, first, next, .. } = store.held();
+        assert_eq!((windows, first, next, store.upload_next("http://one").unwrap()), (4, 0, 4, Some(2)));
+        assert!(store.sums().unwrap().is_empty());
+        let samples = |number| store.window(number).unwrap().unwrap().samples;
+        assert_eq!((0..4).map(samples).sum::<u64>(), 350);
+    }
 }
 
 /// As on a full disk: nothing is written, and what was is read.
