@@ -1,7 +1,8 @@
 //! Which names are in use? Each is kept once, shared by the symbol caches and the history.
 
-use std::collections::HashSet;
-use std::hash::Hash;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 
 /// Frames from the root to the leaf; kernel frames carry [`KERNEL_SUFFIX`].
@@ -64,6 +65,41 @@ impl<T: ?Sized + Eq + Hash> Interned<T> {
     pub fn len(&self) -> usize {
         self.values.len()
     }
+}
+
+/// Values in the order in which they first came, each once.
+pub struct Numbered<T, S = RandomState> {
+    numbers: HashMap<T, usize, S>,
+    pub values: Vec<T>,
+}
+
+impl<T, S: Default> Default for Numbered<T, S> {
+    fn default() -> Self {
+        Self { numbers: HashMap::default(), values: Vec::new() }
+    }
+}
+
+impl<T: Clone + Eq + Hash, S: BuildHasher> Numbered<T, S> {
+    pub fn number(&mut self, value: T) -> usize {
+        let next = self.values.len();
+        *self.numbers.entry(value.clone()).or_insert_with(|| {
+            self.values.push(value);
+            next
+        })
+    }
+
+    /// The number of a value that came before.
+    pub fn get<Q: Eq + Hash + ?Sized>(&self, value: &Q) -> Option<usize>
+    where
+        T: Borrow<Q>,
+    {
+        self.numbers.get(value).copied()
+    }
+}
+
+/// A number as it is kept; there are far fewer of anything.
+pub fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

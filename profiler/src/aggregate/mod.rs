@@ -3,9 +3,13 @@
 //! A [`Window`] counts one stretch of time. Host, container and process profiles are views of the same
 //! entries, so a scope costs nothing until it is asked for.
 
+mod gathering;
 mod selection;
+mod sum;
 
-pub use selection::{ANSWER_FULL, Detail, Gathering, Selection};
+pub use gathering::{Detail, Gathering, Wanted};
+pub use selection::Selection;
+pub use sum::{ANSWER_FULL, Entry, Frame, Process, Sum};
 
 use crate::names::Stack;
 use kpulse_common::container::ContainerIdentity;

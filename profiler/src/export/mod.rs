@@ -12,8 +12,6 @@ use crate::aggregate::{Key, Scope, Selection};
 use crate::names::KERNEL_SUFFIX;
 use folded::Folded;
 use kpulse_common::clock::rfc3339_seconds;
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The form of a profile.
@@ -108,28 +106,6 @@ impl<'a> Profile<'a> {
 /// Whether a frame is the kernel's, and its name without what says so.
 fn kernel_name(frame: &str) -> Option<&str> {
     frame.strip_suffix(KERNEL_SUFFIX)
-}
-
-/// Values in the order in which they first came, each once.
-pub struct Numbered<T> {
-    numbers: HashMap<T, usize>,
-    pub values: Vec<T>,
-}
-
-impl<T> Default for Numbered<T> {
-    fn default() -> Self {
-        Self { numbers: HashMap::new(), values: Vec::new() }
-    }
-}
-
-impl<T: Clone + Eq + Hash> Numbered<T> {
-    pub fn number(&mut self, value: T) -> usize {
-        let next = self.values.len();
-        *self.numbers.entry(value.clone()).or_insert_with(|| {
-            self.values.push(value);
-            next
-        })
-    }
 }
 
 /// Since 1970.

@@ -5,7 +5,8 @@
 //! names it, and nobody learns where the process had it. The first mappings are the programs that ran, the last one is the
 //! kernel with its frames.
 
-use super::{Numbered, Profile, kernel_name, nanoseconds};
+use super::{Profile, kernel_name, nanoseconds};
+use crate::names::Numbered;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use kpulse_symbolize::is_hostile;
@@ -214,7 +215,7 @@ fn message<'a>(profile: &Profile<'a>) -> proto::Profile {
         |kind, unit| proto::ValueType { r#type: strings.number(kind), unit: strings.number(unit) };
     let (counts, times) = (value("samples", "count"), value("cpu", "nanoseconds"));
     let period = profile.period.as_nanos() as i64;
-    let (mut places, mut sample) = (Numbered::default(), Vec::new());
+    let (mut places, mut sample) = (<Numbered<_>>::default(), Vec::new());
     for (key, count) in profile.sorted() {
         // A thread's own name stands for the stack that could not be read.
         let stack = if key.stack.is_empty() { std::slice::from_ref(&key.thread) } else { &key.stack[..] };

@@ -1,6 +1,7 @@
 //! A profile for speedscope: one list of stacks for each thread name of each process, of which the busiest comes first.
 
-use super::{Numbered, Profile};
+use super::Profile;
+use crate::names::Numbered;
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -44,7 +45,7 @@ struct Sampled {
 /// The whole profile; a weight is the CPU time of a stack.
 pub fn document<'a>(profile: &'a Profile<'_>) -> Document<'a> {
     let nanoseconds = profile.period.as_nanos() as u64;
-    let (mut frames, mut profiles, mut places) = (Numbered::default(), Vec::new(), HashMap::new());
+    let (mut frames, mut profiles, mut places) = (<Numbered<_>>::default(), Vec::new(), HashMap::new());
     for (key, count) in profile.sorted() {
         let place = *places.entry((key.pid, &key.process, &key.thread)).or_insert_with(|| {
             let name = format!("{} ({}) {}", key.process, key.pid, key.thread);

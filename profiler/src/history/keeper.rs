@@ -1,6 +1,7 @@
-//! Who writes closed windows to the store? A thread of its own, so that nobody else waits for a disk.
+//! Who writes closed windows and their sums to the store? A thread of its own, so that nobody else waits for a disk.
 
 use super::store::Store;
+use super::sums;
 use crate::pipeline::Shared;
 use anyhow::Context;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ impl Keeper {
 
 fn keep(shared: &Shared, store: &Store, rung: &Receiver<()>) {
     let mut said: Option<Instant> = None;
+    let mut said_of_sums: Option<Instant> = None;
     loop {
         let is_last = rung.recv().is_err();
         loop {
@@ -72,6 +74,18 @@ fn keep(shared: &Shared, store: &Store, rung: &Receiver<()>) {
         }
         if is_last {
             return;
+        }
+        // One at a time: after a start all may be missing, and they are in no hurry.
+        let max_stacks = shared.lock().history.bounds.window_entries;
+        match sums::make_next(store, max_stacks, SystemTime::now()) {
+            Ok(evicted) => shared.lock().history.gave_way(evicted.unwrap_or_default()),
+            Err(error) => {
+                if said_of_sums.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+                    said_of_sums = Some(Instant::now());
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "windows are not summed, answers about long times take longer");
+                }
+            }
         }
     }
 }

@@ -1,15 +1,16 @@
 //! What ran in the last day? The open window, and the closed ones before it: those of just now in memory, compressed,
-//! and the others in a [`store`], bounded by age and by bytes.
+//! and the others in a [`store`], bounded by age and by bytes, with [`sums`] beside them.
 
 mod keeper;
 mod packed;
 mod store;
+mod sums;
 
 pub use keeper::Keeper;
 pub use store::{FILE, Held, Retention, Store};
 
 use crate::aggregate::{
-    ANSWER_FULL, Containers, Detail, ENTRY_BYTES, Gathering, Key, Programs, Scope, Selection, Window,
+    ANSWER_FULL, Containers, Detail, ENTRY_BYTES, Gathering, Key, Programs, Scope, Selection, Sum, Window,
 };
 use crate::names::{Interned, Stack};
 use crate::pipeline::Shared;
@@ -204,6 +205,11 @@ impl History {
         }
     }
 
+    /// Windows went from the store for another reason than a new one.
+    fn gave_way(&mut self, evicted: Evicted) {
+        self.evicted += evicted;
+    }
+
     fn not_written(&mut self) {
         self.write_errors += 1;
     }
@@ -282,7 +288,7 @@ impl Shared {
         loop {
             let unpacked = self.lock().history.unpacked();
             let Some((number, window)) = unpacked else { return };
-            let packed = Packed::of(number, &window)
+            let packed = Packed::of(number, &Sum::of(&window))
                 .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "a window is lost"));
             self.lock().history.packed(number, packed.ok());
         }
@@ -314,15 +320,11 @@ impl Shared {
         };
         let mut gathering = Gathering::new(scope, detail, max_stacks);
         if let Some(store) = store {
-            let numbers = store.numbers(stretch.since, stretch.until)?;
-            for number in numbers.into_iter().filter(|number| *number < before) {
-                // One that has gone meanwhile is too old.
-                if let Some(window) = store.window(number)? {
-                    gather(&window, &mut gathering);
-                }
-            }
+            let mut numbers = store.numbers(stretch.since, stretch.until)?;
+            numbers.retain(|number| *number < before);
+            sums::gather(&store, &numbers, &mut gathering)?;
         }
-        waiting.iter().for_each(|window| gather(window, &mut gathering));
+        waiting.iter().for_each(|window| sums::gather_window(window, &mut gathering));
         closed.iter().for_each(|window| gathering.window(window));
         open.iter().for_each(|window| gathering.window(window));
         Ok(gathering.finish())
@@ -367,8 +369,7 @@ impl Shared {
         let (mut windows, mut next) = (0, first.number);
         let mut window = Some(first.clone());
         while let Some(found) = window.filter(|window| belongs(&first, window)) {
-            gathering.begin(found.from, found.to);
-            gather(&found, &mut gathering);
+            sums::gather_window(&found, &mut gathering);
             (windows, next) = (windows + 1, found.number + 1);
             window = self.closed_from(next)?;
         }
@@ -411,14 +412,7 @@ impl Shared {
     }
 }
 
-/// Adds a compressed window, or counts its samples as lost.
-fn gather(window: &Packed, gathering: &mut Gathering) {
-    if let Err(error) = window.gather(gathering) {
-        tracing::warn!(window = window.number, error = format!("{error:#}"), "a window cannot be read");
-        gathering.begin(window.from, window.to);
-        gathering.lose(DAMAGED, window.samples);
-    }
-}
-
+#[cfg(test)]
+mod day;
 #[cfg(test)]
 mod tests;

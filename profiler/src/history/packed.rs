@@ -1,10 +1,10 @@
-//! A closed window as it is kept: protobuf, compressed, with each name once and the stacks as one tree.
+//! A closed window as it is kept, or a sum of some: protobuf, compressed, with each name once and the stacks as one tree.
 //!
 //! Names and paths come from programs that nobody vouches for, and the bytes from a disk: what does not fit together is an
 //! error, never a panic or an endless loop.
 
-use crate::aggregate::{Detail, Gathering, Key, Window};
-use crate::export::Numbered;
+use crate::aggregate::{Detail, Entry, Frame, Gathering, Process, Sum, Wanted};
+use crate::names::{Numbered, number};
 use anyhow::{Context, Result, ensure};
 use kpulse_common::container::ContainerIdentity;
 use kpulse_symbolize::object::Segment;
@@ -13,6 +13,7 @@ use kpulse_symbolize::unnamed::Part;
 use prost::Message;
 use std::collections::HashMap;
 use std::io::Read;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,10 +24,10 @@ const MAX_BYTES: u64 = 256 << 20;
 /// What every error of the bytes comes down to.
 const BROKEN: &str = "the window is damaged";
 
-/// A closed window, compressed.
+/// A closed window, or a sum of some, compressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
-    /// Its place in the order of time; every window of this machine has another.
+    /// Its place in the order of time; every window of this machine has another. Of a sum that of its first.
     pub number: u64,
     pub from: SystemTime,
     pub to: SystemTime,
@@ -37,8 +38,9 @@ pub struct Packed {
     pub body: Vec<u8>,
 }
 
-/// The fields of the body.
+/// The fields of the body: two messages, one behind the other, with tags of their own.
 mod proto {
+    /// What ran how often.
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct Body {
         /// Every text once; the first is empty and stands for none.
@@ -48,25 +50,31 @@ mod proto {
         pub processes: Vec<Process>,
         #[prost(message, repeated, tag = "3")]
         pub containers: Vec<Container>,
-        /// The tree of frames, which are counted from 1: how far back the caller stands; 0 for a root.
-        #[prost(uint32, repeated, tag = "4")]
-        pub callers: Vec<u32>,
-        /// What each of them is called.
-        #[prost(uint32, repeated, tag = "5")]
-        pub functions: Vec<u32>,
-        /// Entry by entry: process, thread's name, last frame (0 for no frame), samples.
+        /// Entry by entry: process, samples.
         #[prost(uint32, repeated, tag = "6")]
         pub entry_processes: Vec<u32>,
-        #[prost(uint32, repeated, tag = "7")]
-        pub entry_threads: Vec<u32>,
-        #[prost(uint32, repeated, tag = "8")]
-        pub entry_leaves: Vec<u32>,
         #[prost(uint64, repeated, tag = "9")]
         pub entry_counts: Vec<u64>,
         #[prost(message, repeated, tag = "10")]
         pub lost: Vec<Loss>,
         #[prost(message, repeated, tag = "11")]
         pub parts: Vec<Part>,
+    }
+
+    /// Where: what targets do without.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Stacks {
+        /// The tree of frames, which are counted from 1: how far back the caller stands; 0 for a root.
+        #[prost(uint32, repeated, tag = "4")]
+        pub callers: Vec<u32>,
+        /// What each of them is called.
+        #[prost(uint32, repeated, tag = "5")]
+        pub functions: Vec<u32>,
+        /// Entry by entry: thread's name, last frame (0 for no frame).
+        #[prost(uint32, repeated, tag = "7")]
+        pub entry_threads: Vec<u32>,
+        #[prost(uint32, repeated, tag = "8")]
+        pub entry_leaves: Vec<u32>,
     }
 
     #[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
@@ -126,27 +134,24 @@ mod proto {
 }
 
 impl Packed {
-    /// Packs a closed window.
-    pub fn of(number: u64, window: &Window) -> Result<Self> {
-        let plain = body(window).encode_to_vec();
+    /// Packs what a window, or some of them, come to.
+    pub fn of(number: u64, sum: &Sum) -> Result<Self> {
         let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
         compressor.include_checksum(true)?;
-        let body = compressor.compress(&plain).context("a window cannot be compressed")?;
-        let Window { from, to, stored, .. } = *window;
-        Ok(Self { number, from, to, samples: stored, entries: window.len() as u64, body })
+        let body = compressor.compress(&plain(sum)).context("a window cannot be compressed")?;
+        let entries = sum.entries.len() as u64;
+        Ok(Self { number, from: sum.from, to: sum.to, samples: sum.samples(), entries, body })
     }
 
-    /// Adds what is wanted of it; when it is damaged, none or a part, and an error.
+    /// Adds what is wanted of it: all of that, or an error and nothing that counts.
     pub fn gather(&self, gathering: &mut Gathering) -> Result<()> {
         let mut plain = Vec::new();
         zstd::stream::read::Decoder::new(&self.body[..])?
             .take(MAX_BYTES)
             .read_to_end(&mut plain)
             .context(BROKEN)?;
-        let body = proto::Body::decode(&plain[..]).context(BROKEN)?;
-        drop(plain);
-        gathering.begin(self.from, self.to);
-        Reading { body: &body, names: vec![None; body.texts.len()] }.gather(gathering)
+        gathering
+            .add(self.from, self.to, |wanted, sum| Reading::of(&plain, wanted.detail)?.gather(wanted, sum))
     }
 
     /// Memory that it takes.
@@ -155,62 +160,71 @@ impl Packed {
     }
 }
 
-#[derive(Default)]
-struct Packing<'a> {
-    texts: Numbered<&'a str>,
-    processes: Numbered<proto::Process>,
-    parts: Numbered<proto::Part>,
-    frames: HashMap<(u32, u32), u32>,
-    body: proto::Body,
-}
-
-fn body(window: &Window) -> proto::Body {
+/// The body, not compressed.
+fn plain(sum: &Sum) -> Vec<u8> {
     let mut packing = Packing::default();
     packing.text("");
-    // Stacks that have much in common stand together, which is what compression lives by.
-    let mut entries: Vec<(&Key, u64)> = window.entries().collect();
-    entries.sort_unstable_by(|(one, _), (other, _)| {
-        one.stack.cmp(&other.stack).then_with(|| (one.pid, &one.thread).cmp(&(other.pid, &other.thread)))
-    });
-    for (key, count) in entries {
-        let program = window.programs.get(&(key.pid, key.process.clone()));
-        let process = proto::Process {
-            pid: key.pid,
-            name: packing.text(&key.process),
-            container: packing.text(key.container.as_deref().unwrap_or_default()),
-            path: packing.text(program.map_or("", |program| &program.path)),
-            build_id: packing
-                .text(program.and_then(|program| program.build_id.as_deref()).unwrap_or_default()),
-            unnamed: program.map_or_else(Vec::new, |program| packing.parts(&program.unnamed)),
-        };
-        let process = number(packing.processes.number(process));
-        let (thread, leaf) = (packing.text(&key.thread), packing.leaf(&key.stack));
-        let body = &mut packing.body;
-        body.entry_processes.push(process);
-        body.entry_threads.push(thread);
-        body.entry_leaves.push(leaf);
-        body.entry_counts.push(count);
+    for process in &sum.processes.values {
+        let process = packing.process(sum, *process);
+        packing.body.processes.push(process);
     }
-    for container in window.containers.values() {
+    let leaves = packing.frames(sum);
+    let place = |entry: &Entry| {
+        let (process, thread) = (sum.processes.values[entry.process as usize], entry.thread);
+        (leaves[entry.leaf as usize], process.pid, &sum.texts.values[thread as usize])
+    };
+    let mut entries: Vec<(&Entry, u64)> = sum.entries.iter().map(|(entry, count)| (entry, *count)).collect();
+    entries.sort_unstable_by(|(one, _), (other, _)| place(one).cmp(&place(other)));
+    for (entry, count) in entries {
+        packing.body.entry_processes.push(entry.process);
+        packing.body.entry_counts.push(count);
+        let thread = packing.text(&sum.texts.values[entry.thread as usize]);
+        packing.stacks.entry_threads.push(thread);
+        packing.stacks.entry_leaves.push(leaves[entry.leaf as usize]);
+    }
+    for container in sum.containers.values() {
         let ContainerIdentity { id, pod_uid, namespace, pod, container, .. } = &**container;
         let [pod_uid, namespace, pod, name] = [pod_uid, namespace, pod, container]
             .map(|text| packing.text(text.as_deref().unwrap_or_default()));
         let id = packing.text(id);
         packing.body.containers.push(proto::Container { id, pod_uid, namespace, pod, name });
     }
-    for (reason, &samples) in &window.lost {
+    for (reason, &samples) in &sum.lost {
         let reason = packing.text(reason);
         packing.body.lost.push(proto::Loss { reason, samples });
     }
     packing.body.texts = packing.texts.values.into_iter().map(str::to_owned).collect();
-    packing.body.processes = packing.processes.values;
     packing.body.parts = packing.parts.values;
-    packing.body
+    let mut plain = packing.body.encode_to_vec();
+    plain.extend(packing.stacks.encode_to_vec());
+    plain
+}
+
+#[derive(Default)]
+struct Packing<'a> {
+    texts: Numbered<&'a str>,
+    parts: Numbered<proto::Part>,
+    body: proto::Body,
+    stacks: proto::Stacks,
 }
 
 impl<'a> Packing<'a> {
     fn text(&mut self, text: &'a str) -> u32 {
         number(self.texts.number(text))
+    }
+
+    fn process(&mut self, sum: &'a Sum, process: Process) -> proto::Process {
+        let Process { pid, name, container } = process;
+        let [name, container] = [name, container].map(|text| &sum.texts.values[text as usize]);
+        let program = sum.programs.get(&(pid, name.clone()));
+        proto::Process {
+            pid,
+            name: self.text(name),
+            container: self.text(container),
+            path: self.text(program.map_or("", |program| &program.path)),
+            build_id: self.text(program.and_then(|program| program.build_id.as_deref()).unwrap_or_default()),
+            unnamed: program.map_or_else(Vec::new, |program| self.parts(&program.unnamed)),
+        }
     }
 
     fn parts(&mut self, parts: &'a [Arc<Part>]) -> Vec<u32> {
@@ -223,96 +237,117 @@ impl<'a> Packing<'a> {
         parts.iter().map(|part| add(part)).collect()
     }
 
-    /// The last frame of a stack in the tree, counted from 1.
-    fn leaf(&mut self, stack: &'a [Arc<str>]) -> u32 {
-        stack.iter().fold(0, |caller, name| {
+    /// Puts the tree down so that stacks which have much in common stand together, which is what compression lives by; says
+    /// by which number each frame goes here.
+    fn frames(&mut self, sum: &'a Sum) -> Vec<u32> {
+        let frames = &sum.frames.values;
+        let mut by_caller: Vec<(u32, &Arc<str>, u32)> = (1..)
+            .zip(frames)
+            .map(|(frame, Frame { caller, name })| (*caller, &sum.texts.values[*name as usize], frame))
+            .collect();
+        by_caller.sort_unstable();
+        let called_by = |caller: u32| {
+            let begin = by_caller.partition_point(|(other, ..)| *other < caller);
+            by_caller[begin..].iter().take_while(move |(other, ..)| *other == caller)
+        };
+        let mut numbers = vec![0; frames.len() + 1];
+        let mut open = vec![called_by(0)];
+        while let Some(called) = open.last_mut() {
+            let Some(&(caller, name, frame)) = called.next() else {
+                open.pop();
+                continue;
+            };
             let name = self.text(name);
-            let next = number(self.body.functions.len() + 1);
-            *self.frames.entry((caller, name)).or_insert_with(|| {
-                self.body.callers.push(if caller == 0 { 0 } else { next - caller });
-                self.body.functions.push(name);
-                next
-            })
-        })
+            self.stacks.functions.push(name);
+            let next = number(self.stacks.functions.len());
+            self.stacks.callers.push(if caller == 0 { 0 } else { next - numbers[caller as usize] });
+            numbers[frame as usize] = next;
+            open.push(called_by(frame));
+        }
+        numbers
     }
 }
 
-/// A window has far fewer of anything.
-fn number(index: usize) -> u32 {
-    u32::try_from(index).unwrap_or(u32::MAX)
+/// A body, with the numbers of its texts and frames in the sum as far as they were wanted.
+struct Reading {
+    body: proto::Body,
+    stacks: proto::Stacks,
+    texts: Vec<Option<u32>>,
+    frames: Vec<Option<u32>>,
 }
 
-/// A process whose samples are wanted: pid, name and container.
-type Wanted = (u32, Arc<str>, Option<Arc<str>>);
+impl Reading {
+    fn of(plain: &[u8], detail: Detail) -> Result<Self> {
+        let body = proto::Body::decode(plain).context(BROKEN)?;
+        let stacks = match detail {
+            Detail::Stacks => proto::Stacks::decode(plain).context(BROKEN)?,
+            Detail::Targets => proto::Stacks::default(),
+        };
+        let (texts, frames) = (vec![None; body.texts.len()], vec![None; stacks.functions.len()]);
+        Ok(Self { body, stacks, texts, frames })
+    }
 
-/// A body with the names that were wanted so far.
-struct Reading<'a> {
-    body: &'a proto::Body,
-    names: Vec<Option<Arc<str>>>,
-}
-
-impl Reading<'_> {
-    fn gather(mut self, gathering: &mut Gathering) -> Result<()> {
-        let body = self.body;
-        for loss in &body.lost {
-            gathering.lose(self.text(loss.reason)?, loss.samples);
-        }
+    fn gather(mut self, wanted: &Wanted, sum: &mut Sum) -> Result<()> {
         let mut containers = HashMap::new();
-        for container in &body.containers {
+        for container in &self.body.containers {
             containers.insert(container.id, Arc::new(self.container(container)?));
         }
-        let mut processes = Vec::with_capacity(body.processes.len());
-        for process in &body.processes {
-            processes.push(self.process(process, &containers, gathering)?);
+        let mut processes = Vec::with_capacity(self.body.processes.len());
+        for process in take(&mut self.body.processes) {
+            processes.push(self.process(&process, &containers, wanted, sum)?);
         }
-        let entries = body.entry_counts.len();
-        let columns = [&body.entry_processes, &body.entry_threads, &body.entry_leaves];
-        ensure!(columns.iter().all(|column| column.len() == entries), BROKEN);
-        let mut frames = Vec::new();
-        for (index, &count) in body.entry_counts.iter().enumerate() {
-            let [process, thread, leaf] = columns.map(|column| column[index]);
-            let Some((pid, process, container)) = processes.get(process as usize).context(BROKEN)? else {
-                continue;
-            };
-            let (process, container) = (process.clone(), container.clone());
-            frames.clear();
-            let thread = match gathering.detail() {
+        let counts = take(&mut self.body.entry_counts);
+        ensure!(self.body.entry_processes.len() == counts.len(), BROKEN);
+        if wanted.detail == Detail::Stacks {
+            let columns = [&self.stacks.entry_threads, &self.stacks.entry_leaves];
+            ensure!(columns.iter().all(|column| column.len() == counts.len()), BROKEN);
+        }
+        let mut entries = Vec::with_capacity(counts.len());
+        for (index, count) in counts.into_iter().enumerate() {
+            let process = self.body.entry_processes[index];
+            let Some(process) = *processes.get(process as usize).context(BROKEN)? else { continue };
+            let (thread, leaf) = match wanted.detail {
+                Detail::Targets => (0, 0),
                 Detail::Stacks => {
-                    self.frames(leaf, &mut frames, gathering)?;
-                    self.name(thread, gathering)?
+                    let leaf = self.frame(self.stacks.entry_leaves[index], sum)?;
+                    (self.number(self.stacks.entry_threads[index], sum)?, leaf)
                 }
-                Detail::Targets => gathering.name(""),
             };
-            let stack = gathering.stack(&frames);
-            gathering.count(Key { pid: *pid, process, thread, container, stack }, count);
+            entries.push((Entry { process, thread, leaf }, count));
         }
+        let losses: Result<Vec<_>> =
+            self.body.lost.iter().map(|loss| Ok((self.text(loss.reason)?, loss.samples))).collect();
+        losses?.into_iter().for_each(|(reason, samples)| sum.lose(reason, samples));
+        entries.into_iter().for_each(|(entry, count)| sum.count(entry, count));
         Ok(())
     }
 
-    /// What a process is to the entries; `None` when it is not wanted.
+    /// The number of a process in the sum; `None` when it is not wanted.
     fn process(
         &mut self,
         process: &proto::Process,
         containers: &HashMap<u32, Arc<ContainerIdentity>>,
-        gathering: &mut Gathering,
-    ) -> Result<Option<Wanted>> {
+        wanted: &Wanted,
+        sum: &mut Sum,
+    ) -> Result<Option<u32>> {
         let proto::Process { pid, name, container, path, build_id, ref unnamed } = *process;
-        if !gathering.wants(pid, self.optional(container)?) {
+        if !wanted.scope.matches(pid, self.optional(container)?) {
             return Ok(None);
         }
-        let name = self.name(name, gathering)?;
-        let program = match self.optional(path)? {
-            Some(path) => {
-                let build_id = self.optional(build_id)?.map(str::to_owned);
-                let unnamed: Result<_> =
-                    unnamed.iter().take(MAX_PARTS).map(|index| self.part(*index)).collect();
-                Some(Arc::new(Executable { path: path.to_owned(), build_id, unnamed: unnamed? }))
-            }
-            None => None,
-        };
-        gathering.describe(pid, &name, program.as_ref(), containers.get(&container));
-        let container = if container == 0 { None } else { Some(self.name(container, gathering)?) };
-        Ok(Some((pid, name, container)))
+        let name = self.number(name, sum)?;
+        if let Some(identity) = containers.get(&container) {
+            sum.note_container(identity);
+        }
+        if wanted.detail == Detail::Stacks
+            && let Some(path) = self.optional(path)?
+        {
+            let build_id = self.optional(build_id)?.map(str::to_owned);
+            let unnamed: Result<_> = unnamed.iter().take(MAX_PARTS).map(|index| self.part(*index)).collect();
+            let program = Executable { path: path.to_owned(), build_id, unnamed: unnamed? };
+            sum.note_program(pid, name, &Arc::new(program));
+        }
+        let container = self.number(container, sum)?;
+        Ok(Some(sum.process(Process { pid, name, container })))
     }
 
     fn part(&self, index: u32) -> Result<Arc<Part>> {
@@ -335,37 +370,41 @@ impl Reading<'_> {
         })
     }
 
-    /// The frames from the root to this one.
-    fn frames(&mut self, leaf: u32, frames: &mut Vec<Arc<str>>, gathering: &mut Gathering) -> Result<()> {
-        let mut frame = leaf;
-        while frame != 0 {
-            let index = frame as usize - 1;
-            let function = *self.body.functions.get(index).context(BROKEN)?;
-            frames.push(self.name(function, gathering)?);
+    /// The sum's number of a frame: up to a caller that is known, and down again.
+    fn frame(&mut self, frame: u32, sum: &mut Sum) -> Result<u32> {
+        let (mut at, mut new, mut caller) = (frame, Vec::new(), 0);
+        while at != 0 {
+            let index = at as usize - 1;
+            if let Some(known) = *self.frames.get(index).context(BROKEN)? {
+                caller = known;
+                break;
+            }
+            new.push(index);
             // Each step leads back, so the walk ends.
-            frame = match *self.body.callers.get(index).context(BROKEN)? {
+            at = match *self.stacks.callers.get(index).context(BROKEN)? {
                 0 => 0,
-                back => frame.checked_sub(back).filter(|caller| *caller > 0).context(BROKEN)?,
+                back => at.checked_sub(back).filter(|caller| *caller > 0).context(BROKEN)?,
             };
         }
-        frames.reverse();
-        Ok(())
+        for index in new.into_iter().rev() {
+            let name = self.number(self.stacks.functions[index], sum)?;
+            caller = sum.frame(Frame { caller, name });
+            self.frames[index] = Some(caller);
+        }
+        Ok(caller)
     }
 
-    /// The answer's copy of a text.
-    fn name(&mut self, index: u32, gathering: &mut Gathering) -> Result<Arc<str>> {
-        let text = self.text(index)?;
-        let known = self.names.get_mut(index as usize).context(BROKEN)?;
-        Ok(known.get_or_insert_with(|| gathering.name(text)).clone())
+    /// The sum's number of a text.
+    fn number(&mut self, index: u32, sum: &mut Sum) -> Result<u32> {
+        let known = self.texts.get_mut(index as usize).context(BROKEN)?;
+        Ok(*known.get_or_insert_with(|| sum.text(&self.body.texts[index as usize])))
     }
-}
 
-impl<'a> Reading<'a> {
-    fn text(&self, index: u32) -> Result<&'a str> {
+    fn text(&self, index: u32) -> Result<&str> {
         self.body.texts.get(index as usize).map(String::as_str).context(BROKEN)
     }
 
-    fn optional(&self, index: u32) -> Result<Option<&'a str>> {
+    fn optional(&self, index: u32) -> Result<Option<&str>> {
         if index == 0 { Ok(None) } else { self.text(index).map(Some) }
     }
 }
@@ -378,7 +417,7 @@ pub fn time(nanoseconds_since: i64) -> SystemTime {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::aggregate::{Containers, Programs, Scope, Selection};
+    use crate::aggregate::{Containers, Key, Programs, Scope, Selection, Window};
     use proptest::prelude::*;
 
     /// A window of two processes, one in a container, with some losses.
@@ -422,7 +461,7 @@ pub mod tests {
         gathering.finish().unwrap()
     }
 
-    fn assert_same(one: &Selection, other: &Selection) {
+    pub fn assert_same(one: &Selection, other: &Selection) {
         assert_eq!((one.from, one.to, one.samples), (other.from, other.to, other.samples));
         assert_eq!((&one.lost, &one.entries), (&other.lost, &other.entries));
         assert_eq!((&one.programs, &one.containers), (&other.programs, &other.containers));
@@ -431,7 +470,7 @@ pub mod tests {
     #[test]
     fn a_window_comes_back_as_it_was_for_every_scope() {
         let window = window(UNIX_EPOCH + Duration::from_secs(1_700_000_000), "hot");
-        let packed = Packed::of(5, &window).unwrap();
+        let packed = Packed::of(5, &Sum::of(&window)).unwrap();
         assert_eq!((packed.number, packed.samples, packed.entries), (5, 14, 4));
         let container = Scope::Container("4f5e6d7c8b9a".into());
         for (scope, samples) in
@@ -448,7 +487,7 @@ pub mod tests {
 
     #[test]
     fn a_byte_that_changed_is_noticed() {
-        let packed = Packed::of(0, &window(UNIX_EPOCH, "hot")).unwrap();
+        let packed = Packed::of(0, &Sum::of(&window(UNIX_EPOCH, "hot"))).unwrap();
         for index in 0..packed.body.len() {
             let mut damaged = packed.clone();
             damaged.body[index] ^= 0x10;
@@ -478,15 +517,13 @@ pub mod tests {
             let body = proto::Body {
                 texts: vec![String::new(), "a".into(), "b".into()],
                 processes: vec![process; 2],
-                callers,
-                functions,
                 entry_processes,
-                entry_threads,
-                entry_leaves,
                 entry_counts: counts,
                 ..proto::Body::default()
             };
-            let body = zstd::bulk::compress(&body.encode_to_vec(), LEVEL).unwrap();
+            let stacks = proto::Stacks { callers, functions, entry_threads, entry_leaves };
+            let plain = [body.encode_to_vec(), stacks.encode_to_vec()].concat();
+            let body = zstd::bulk::compress(&plain, LEVEL).unwrap();
             let (from, to) = (UNIX_EPOCH, UNIX_EPOCH);
             let packed = Packed { number: 0, from, to, samples: 0, entries: 0, body };
             // An error or an answer.

@@ -1,11 +1,14 @@
-//! Closed windows in one SQLite file, which outlives the process: bounded by age and by bytes, the oldest going first.
+//! Closed windows and their sums in one SQLite file, which outlives the process: bounded by age and by bytes, the oldest
+//! going first.
 //!
 //! One connection, which has the file to itself. Who reads holds it for one window at a time.
 
 use super::packed::{Packed, time};
+use super::sums::Block;
 use crate::export::nanoseconds;
 use anyhow::{Context, Result, bail};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -25,7 +28,8 @@ const FREE_PAGES: i64 = 1024;
 /// The write-ahead log, which counts towards the bound of bytes: what a checkpoint leaves of it.
 const LOG_BYTES: u64 = 4 << 20;
 
-/// A number is never used twice, so that what was sent stays known by it. The index has all that sums need.
+/// The tables of version 1. A number is never used twice, so that what was sent stays known by it. The index has all that
+/// [`measure`] needs.
 const TABLES: &str = "
     CREATE TABLE windows (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -48,6 +52,25 @@ const PLACES_OF_1: &str = "
     DROP TABLE uploads;
 ";
 
+/// Of how many windows, by their numbers, each sum was made. The index spares reading the bodies.
+const SUMS: &str = "
+    CREATE TABLE sums (
+        first INTEGER NOT NULL,
+        span INTEGER NOT NULL,
+        windows INTEGER NOT NULL,
+        from_ns INTEGER NOT NULL,
+        to_ns INTEGER NOT NULL,
+        samples INTEGER NOT NULL,
+        entries INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE UNIQUE INDEX sums_by_number ON sums (first, span, windows, bytes);
+";
+/// A sum goes with the first of its windows: without that one it stands for nothing.
+const FORGET_SUMS: &str =
+    "DELETE FROM sums WHERE NOT EXISTS (SELECT 1 FROM windows WHERE windows.number <= sums.first)";
+
 /// How long and how much is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
@@ -59,7 +82,7 @@ pub struct Retention {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
     pub windows: u64,
-    /// Of windows, without what the file has beside them.
+    /// Of windows and sums, without what the file has beside them.
     pub bytes: u64,
     /// Different stacks, summed over the windows.
     pub entries: u64,
@@ -123,11 +146,12 @@ impl Store {
         connection.pragma_update(None, "cache_size", -512)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // A full disk takes no write that changes nothing.
-        if version != VERSION {
-            if version < 1 {
-                transaction.execute_batch(TABLES)?;
-            }
+        if version < 1 {
+            transaction.execute_batch(TABLES)?;
+        }
+        if version < 2 {
             transaction.execute_batch(PLACES)?;
+            transaction.execute_batch(SUMS)?;
             if version == 1 {
                 transaction.execute_batch(PLACES_OF_1)?;
             }
@@ -140,6 +164,7 @@ impl Store {
             })?;
         if is_old {
             transaction.execute("DELETE FROM windows WHERE to_ns < ?", [old])?;
+            transaction.execute(FORGET_SUMS, [])?;
         }
         let held = measure(&transaction)?;
         transaction.commit()?;
@@ -158,29 +183,55 @@ impl Store {
 
     /// Keeps a window; says what had to give way to it.
     pub fn append(&self, window: &Packed, now: SystemTime) -> Result<Evicted> {
+        let Packed { number, from, to, samples, entries, body } = window;
+        self.write(now, |transaction| {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO windows (number, from_ns, to_ns, samples, entries, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                )?
+                .execute(params![number, nanoseconds(*from), nanoseconds(*to), samples, entries, body.len(), body])
+        })
+    }
+
+    /// Keeps the sum of a block, which has so many windows; says what had to give way to it.
+    pub fn append_sum(&self, block: Block, windows: u64, sum: &Packed, now: SystemTime) -> Result<Evicted> {
+        let Block { span, first } = block;
+        let Packed { from, to, samples, entries, body, .. } = sum;
+        let (from, to) = (nanoseconds(*from), nanoseconds(*to));
+        self.write(now, |transaction| {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO sums (first, span, windows, from_ns, to_ns, samples, entries, bytes, body) \
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                )?
+                .execute(params![first, span, windows, from, to, samples, entries, body.len(), body])
+        })
+    }
+
+    fn write(
+        &self,
+        now: SystemTime,
+        insert: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<usize>,
+    ) -> Result<Evicted> {
         let mut connection = self.connection();
-        let written = self.write(&mut connection, window, now);
+        let written = self.try_write(&mut connection, now, insert);
         let (evicted, held) =
             written.with_context(|| format!("cannot write to the history {}", self.path.display()))?;
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
         Ok(evicted)
     }
 
-    fn write(
+    fn try_write(
         &self,
         connection: &mut Connection,
-        window: &Packed,
         now: SystemTime,
+        insert: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<usize>,
     ) -> Result<(Evicted, Held)> {
         let transaction = connection.transaction()?;
-        let Packed { number, from, to, samples, entries, body } = window;
-        transaction
-            .prepare_cached(
-                "INSERT INTO windows (number, from_ns, to_ns, samples, entries, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            )?
-            .execute(params![number, nanoseconds(*from), nanoseconds(*to), samples, entries, body.len(), body])?;
+        insert(&transaction)?;
         let old = now.checked_sub(self.retention.max_age).unwrap_or(SystemTime::UNIX_EPOCH);
         transaction.prepare_cached("DELETE FROM windows WHERE to_ns < ?")?.execute([nanoseconds(old)])?;
+        transaction.prepare_cached(FORGET_SUMS)?.execute([])?;
         let mut evicted = Evicted::default();
         for _ in 0..GONE_MAX {
             if used(&transaction)? + LOG_BYTES <= self.retention.max_bytes {
@@ -188,11 +239,13 @@ impl Store {
             }
             // The newest stays: a bound too small for one window is none.
             let mut oldest = transaction.prepare_cached(
-                "DELETE FROM windows WHERE number = (SELECT MIN(number) FROM windows) AND number < ? RETURNING samples",
+                "DELETE FROM windows WHERE number = (SELECT MIN(number) FROM windows) \
+                 AND number < (SELECT MAX(number) FROM windows) RETURNING samples",
             )?;
-            let Some(samples) = oldest.query_row([number], |row| row.get::<_, u64>(0)).optional()? else {
+            let Some(samples) = oldest.query_row([], |row| row.get::<_, u64>(0)).optional()? else {
                 break;
             };
+            transaction.prepare_cached(FORGET_SUMS)?.execute([])?;
             evicted += Evicted { windows: 1, samples };
         }
         let held = measure(&transaction)?;
@@ -205,24 +258,57 @@ impl Store {
         Ok((evicted, held))
     }
 
-    /// Numbers of the windows that reach into a stretch, in the order of time.
+    /// Numbers of the windows that reach into a stretch, ascending.
     pub fn numbers(&self, since: SystemTime, until: Option<SystemTime>) -> Result<Vec<u64>> {
         let connection = self.connection();
         let numbers = || {
             let mut select = connection.prepare_cached(
-                "SELECT number FROM windows WHERE to_ns > ? AND from_ns < ? ORDER BY to_ns, number",
+                "SELECT number FROM windows INDEXED BY windows_by_time WHERE to_ns > ? AND from_ns < ?",
             )?;
             let until = until.map_or(i64::MAX, nanoseconds);
             select.query_map(params![nanoseconds(since), until], |row| row.get(0))?.collect()
         };
+        let mut numbers: Vec<u64> = self.read(numbers())?;
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Numbers of the windows of a block, ascending.
+    pub fn numbers_of(&self, block: Block) -> Result<Vec<u64>> {
+        let connection = self.connection();
+        let numbers = || {
+            let mut select = connection.prepare_cached(
+                "SELECT number FROM windows WHERE number >= ? AND number < ? ORDER BY number",
+            )?;
+            select.query_map([block.first, block.end()], |row| row.get(0))?.collect()
+        };
         self.read(numbers())
+    }
+
+    /// The sums, each with the number of windows that it was made of.
+    pub fn sums(&self) -> Result<HashMap<Block, u64>> {
+        let connection = self.connection();
+        let sums = || {
+            let mut select = connection.prepare_cached("SELECT first, span, windows FROM sums")?;
+            let block = |row: &Row<'_>| Ok((Block { first: row.get(0)?, span: row.get(1)? }, row.get(2)?));
+            select.query_map([], block)?.collect()
+        };
+        self.read(sums())
+    }
+
+    /// The sum of a block; `None` when it has gone.
+    pub fn sum(&self, block: Block) -> Result<Option<Packed>> {
+        self.first(
+            "SELECT first, from_ns, to_ns, samples, entries, body FROM sums WHERE first = ? AND span = ?",
+            [block.first, block.span],
+        )
     }
 
     /// A window; `None` when it has gone.
     pub fn window(&self, number: u64) -> Result<Option<Packed>> {
         self.first(
             "SELECT number, from_ns, to_ns, samples, entries, body FROM windows WHERE number = ?",
-            number,
+            [number],
         )
     }
 
@@ -230,15 +316,14 @@ impl Store {
     pub fn window_from(&self, number: u64) -> Result<Option<Packed>> {
         self.first(
             "SELECT number, from_ns, to_ns, samples, entries, body FROM windows WHERE number >= ? ORDER BY number LIMIT 1",
-            number,
+            [number],
         )
     }
 
-    fn first(&self, select: &str, number: u64) -> Result<Option<Packed>> {
+    fn first(&self, select: &str, of: impl Params) -> Result<Option<Packed>> {
         let connection = self.connection();
-        let found = connection
-            .prepare_cached(select)
-            .and_then(|mut select| select.query_row([number], packed).optional());
+        let found =
+            connection.prepare_cached(select).and_then(|mut select| select.query_row(of, packed).optional());
         self.read(found)
     }
 
@@ -292,9 +377,10 @@ fn used(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
 }
 
 fn measure(transaction: &Transaction<'_>) -> rusqlite::Result<Held> {
-    let sums = "SELECT COUNT(*), COALESCE(SUM(bytes), 0), COALESCE(SUM(entries), 0) FROM windows INDEXED BY windows_by_time";
+    let all = "SELECT COUNT(*), COALESCE(SUM(bytes), 0) + (SELECT COALESCE(SUM(bytes), 0) FROM sums), \
+               COALESCE(SUM(entries), 0) FROM windows INDEXED BY windows_by_time";
     let (windows, bytes, entries) =
-        transaction.prepare_cached(sums)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        transaction.prepare_cached(all)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let last: Option<u64> = transaction
         .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'windows'")?
         .query_row([], |row| row.get(0))

@@ -154,25 +154,6 @@ fn windows_are_told_one_by_one_from_any_number_on() {
 }
 
 #[test]
-fn a_history_of_the_version_before_is_taken_over() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join(FILE);
-    let store = open(&path, 3600 * SECOND, 1 << 30).unwrap();
-    store.append(&large(0, SystemTime::now(), 10), SystemTime::now()).unwrap();
-    store.execute(
-        "DROP TABLE places;
-         CREATE TABLE uploads (id INTEGER PRIMARY KEY CHECK (id = 1), url TEXT NOT NULL, next INTEGER NOT NULL);
-         INSERT INTO uploads VALUES (1, 'http://one', 7);
-         PRAGMA user_version = 1",
-    );
-    drop(store);
-    for _ in 0..2 {
-        let store = open(&path, 3600 * SECOND, 1 << 30).unwrap();
-        assert_eq!((store.place("upload", "http://one").unwrap(), store.held().windows), (Some(7), 1));
-    }
-}
-
-#[test]
 fn windows_go_at_their_age_and_numbers_stay() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE);
@@ -180,7 +161,7 @@ fn windows_go_at_their_age_and_numbers_stay() {
     let store = open(&path, 60 * SECOND, 1 << 30).unwrap();
     for number in 0..100u32 {
         let from = now + number * SECOND;
-        let packed = Packed::of(number.into(), &packed::tests::window(from, "hot")).unwrap();
+        let packed = Packed::of(number.into(), &Sum::of(&packed::tests::window(from, "hot"))).unwrap();
         assert_eq!(store.append(&packed, packed.to).unwrap(), Evicted::default(), "age is no loss");
     }
     assert_eq!((store.held().windows, store.held().first, store.held().next), (61, 39, 100));
@@ -223,6 +204,52 @@ fn the_oldest_give_way_when_the_file_is_too_large_and_the_loss_is_counted() {
     }
     let size = std::fs::metadata(&path).unwrap().len();
     assert!(store.held().windows < 45 && size < 10 << 20, "{:?}, {size} bytes", store.held());
+}
+
+#[test]
+fn sums_are_made_as_their_windows_come() {
+    let directory = tempfile::tempdir().unwrap();
+    let (shared, keeper) = kept(&directory.path().join(FILE));
+    let start = start();
+    (1..=61).for_each(|window| drain(&shared, start, window * 10, "hot"));
+    let store = shared.lock().history.store().unwrap();
+    while store.sums().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(store.sums().unwrap()[&sums::Block::of(60, 0)], 60);
+    let (found, now) = (store.sum(sums::Block::of(60, 0)).unwrap().unwrap(), start.1 + 620 * SECOND);
+    assert_eq!((found.samples, found.entries), (600, 1));
+    assert_eq!(select(&shared, &Scope::Host, 700, 0, now).unwrap().samples, 610);
+    finish(&shared, keeper);
+}
+
+#[test]
+fn a_file_of_the_first_version_keeps_all_and_gets_sums() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    {
+        let (shared, keeper) = kept(&path);
+        let start = start();
+        (1..=35).for_each(|second| drain(&shared, start, second, "hot"));
+        finish(&shared, keeper);
+        let store = shared.lock().history.store().unwrap();
+        store.execute(
+            "DROP TABLE sums;
+             DROP TABLE places;
+             CREATE TABLE uploads (id INTEGER PRIMARY KEY CHECK (id = 1), url TEXT NOT NULL, next INTEGER NOT NULL);
+             INSERT INTO uploads VALUES (1, 'http://one', 2);
+             PRAGMA user_version = 1",
+        );
+    }
+    for _ in 0..2 {
+        let store = open(&path, 3600 * SECOND, 1 << 30).unwrap();
+        let Held { windows, first, next, .. } = store.held();
+        let place = store.place("upload", "http://one").unwrap();
+        assert_eq!((windows, first, next, place), (4, 0, 4, Some(2)));
+        assert!(store.sums().unwrap().is_empty());
+        let samples = |number| store.window(number).unwrap().unwrap().samples;
+        assert_eq!((0..4).map(samples).sum::<u64>(), 350);
+    }
 }
 
 /// As on a full disk: nothing is written, and what was is read.

@@ -94,7 +94,7 @@ const FILES_BYTES: MetricDef =
     MetricDef::gauge("kpulse_profiler_files_bytes", "Bytes that folded files take on the disk.", &[]);
 const HISTORY_BYTES: MetricDef = MetricDef::gauge(
     "kpulse_profiler_history_bytes",
-    "Bytes of the kept windows, compressed on disk; in memory those of the open one and of what is not written yet.",
+    "Bytes of the kept windows and their sums, compressed on disk; in memory those of the open one and of what is not written yet.",
     PLACE,
 );
 const HISTORY_ENTRIES: MetricDef =

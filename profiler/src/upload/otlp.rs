@@ -1,7 +1,8 @@
 //! OTLP profiles, `v1development`: a resource for each service, and one dictionary for all.
 
 use super::request::Service;
-use crate::export::{Numbered, nanoseconds};
+use crate::export::nanoseconds;
+use crate::names::Numbered;
 use prost::Message;
 use proto::*;
 use std::time::Duration;
