@@ -4,6 +4,7 @@ use super::store::Store;
 use super::sums;
 use crate::pipeline::Shared;
 use anyhow::Context;
+use kpulse_common::memory;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::{self, JoinHandle};
@@ -78,7 +79,12 @@ fn keep(shared: &Shared, store: &Store, rung: &Receiver<()>) {
         // One at a time: after a start all may be missing, and they are in no hurry.
         let max_stacks = shared.lock().history.bounds.window_entries;
         match sums::make_next(store, max_stacks, SystemTime::now()) {
-            Ok(evicted) => shared.lock().history.gave_way(evicted.unwrap_or_default()),
+            Ok(None) => {}
+            Ok(Some(evicted)) => {
+                // Many windows were in memory at once.
+                memory::trim();
+                shared.lock().history.gave_way(evicted);
+            }
             Err(error) => {
                 if said_of_sums.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                     said_of_sums = Some(Instant::now());

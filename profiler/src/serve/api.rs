@@ -10,6 +10,7 @@ use crate::pipeline::Shared;
 use clap::ValueEnum;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue};
 use kpulse_common::http::{self, Handler, Request, Response};
+use kpulse_common::memory;
 use serde_json::json;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -121,7 +122,10 @@ pub fn handler(shared: Shared, period: Duration) -> Handler {
         }
         // It guards nothing that could be left half done.
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        answer(&shared, period, request).unwrap_or_else(|(status, sentence)| refuse(status, &sentence))
+        let answer = answer(&shared, period, request);
+        // What an answer about a day needed is many times what it says.
+        memory::trim();
+        answer.unwrap_or_else(|(status, sentence)| refuse(status, &sentence))
     })
 }
 
