@@ -23,6 +23,7 @@ trap 'exit 130' INT TERM
 start_peer() {
 	local script deadline=$((SECONDS + 30))
 	script=$(command -v runqlat.bt) || return
+	: >"$work/peer.log"
 	bpftrace -B line -e "$(sed '/^#/d; s/TASK_RUNNING/0/' "$script")" >"$work/peer.log" 2>&1 </dev/null &
 	running+=($!)
 	until grep --quiet Tracing "$work/peer.log"; do
