@@ -44,7 +44,8 @@ fn what_is_too_large_or_out_of_range_says_so_and_the_rest_goes_on() {
     let sent = way.send(&way.file(0..EVENTS + 1, mixed));
     assert_eq!(sent.code, Some(1));
     assert_eq!(sent.stdout, format!("{} events sent, 0 wait in the spool, 1 dropped\n", EVENTS - 1));
-    for words in [&["line 51", "1048576"][..], &["refuses an event", "message.max.bytes"]] {
+    for words in [&["line 51", "1048576"][..], &["a record that Kafka refuses is lost", "message.max.bytes"]]
+    {
         assert!(words.iter().all(|word| sent.stderr.contains(word)), "{words:?}: {}", sent.stderr);
     }
 
