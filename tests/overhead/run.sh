@@ -68,7 +68,7 @@ bench_switches() {
 		row "  added by bpftrace's runqlat.bt, median" "$(rounded median added-by-peer)" ns ""
 		row "  added by bpftrace's runqlat.bt, least" "$(rounded minimum added-by-peer)" ns ""
 	else
-		echo "bench: bpftrace is not here, so the run-queue metric stands alone" >&2
+		echo "bench: bpftrace does not run here, so the run-queue metric stands alone" >&2
 	fi
 }
 # rounded minimum|median FILE

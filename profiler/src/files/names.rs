@@ -1,7 +1,7 @@
 //! What is a file called? Names come from programs and containers that nobody vouches for: here they are one part of a
 //! path, of bounded length, and different ones stay different.
 
-use kpulse_common::clock::rfc3339;
+use kpulse_common::clock::rfc3339_seconds;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::SystemTime;
@@ -17,9 +17,7 @@ const CUT: char = '~';
 
 /// The file of a period that began then, such as `20261121T100000Z.folded`.
 pub fn file(from: SystemTime) -> String {
-    let text = rfc3339(from);
-    let seconds = text.split('.').next().unwrap_or_default();
-    format!("{}Z{ENDING}", seconds.replace(['-', ':'], ""))
+    format!("{}{ENDING}", rfc3339_seconds(from).replace(['-', ':'], ""))
 }
 
 /// When the period of such a file began; `None` for a file of somebody else.
