@@ -312,6 +312,12 @@ fn id_at(time: SystemTime) -> String {
     Uuid::new_v7(stamp).to_string()
 }
 
+/// When the event with this id happened, to the millisecond; `None` if the id was not made from a time.
+pub fn time_of_id(id: &str) -> Option<SystemTime> {
+    let (seconds, nanoseconds) = Uuid::try_parse(id).ok()?.get_timestamp()?.to_unix();
+    Some(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds))
+}
+
 /// The JSON Schema of a part of an event, whole in itself.
 pub fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12().for_serialize();

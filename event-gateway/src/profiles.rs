@@ -113,7 +113,7 @@ fn record(line: &[u8], labels: &BTreeMap<String, String>) -> Result<Record<'stat
     if line.len() > DOCUMENT_BYTES_MAX {
         return Err(format!("it has {} bytes, and {DOCUMENT_BYTES_MAX} is the most", line.len()));
     }
-    parse(Some(line), Decode::Typed, Dataset::Profiles).map_err(|refusal| refusal.reason)?;
+    parse(Some(line), None, Decode::Typed, Dataset::Profiles).map_err(|refusal| refusal.reason)?;
     let mut profile: Profile = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     if profile.event.dataset != profile::DATASET {
         return Err(format!("its event.dataset is {:?}, not {:?}", profile.event.dataset, profile::DATASET));

@@ -4,6 +4,7 @@ use crate::pair::{Access, LONG, Way, event, id, metric, pair};
 use kpulse_tests::process::{Service, run};
 use kpulse_tests::{skip, until, within};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -70,6 +71,37 @@ fn what_is_too_large_or_out_of_range_says_so_and_the_rest_goes_on() {
     assert_eq!(way.ids(), wanted);
     assert_eq!(letters.len(), dead.len());
     pair.kafka.restart(&[]);
+}
+
+#[test]
+fn what_goes_through_verbatim_is_a_document_or_a_dead_letter() {
+    let pair = match pair() {
+        Ok(pair) => pair,
+        Err(why) => return skip("what_goes_through_verbatim", &why),
+    };
+    let mut access = Access::open(&pair.kafka, &pair.elasticsearch);
+    access.elasticsearch.push(("DECODE", "verbatim".to_owned()));
+    let way = Way::with("verbatim", access);
+    way.send(&way.events(EVENTS));
+    let broken = id(EVENTS + 1);
+    // Without headers the document itself is looked at.
+    way.put(Some(&event(EVENTS).to_string()));
+    way.put(Some("no JSON"));
+    for payload in ["{\"@timestamp\":}", "{} {}", "no JSON either", ""] {
+        way.put_with(&[("schema", "1"), ("id", &broken)], Some(payload));
+    }
+    let _index = way.index();
+    let letters = until("dead letters", || Some(way.dead_letters()).filter(|letters| letters.len() >= 5));
+    let causes = letters.iter().map(|letter| (&*letter["payload"], &*letter["dead-letter.cause"]));
+    let wanted = [
+        ("", "undecodable"),
+        ("no JSON", "undecodable"),
+        ("no JSON either", "undecodable"),
+        ("{\"@timestamp\":}", "refused"),
+        ("{} {}", "refused"),
+    ];
+    assert_eq!(causes.collect::<BTreeSet<_>>(), wanted.into());
+    way.holds_each_once(EVENTS + 1);
 }
 
 #[test]

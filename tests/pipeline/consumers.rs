@@ -16,12 +16,12 @@ fn reads_every_event_and_says_what_is_none(name: &str, kafka: &str, way: &Way, m
     way.send(&way.events(EVENTS));
     let mut invalid = event(EVENTS);
     invalid["event"]["id"] = json!(7);
+    way.put(Some("{}"));
     for (schema, payload) in
-        [(None, Some("{}")), (Some("2"), Some("{}")), (Some("1"), Some("no JSON")), (Some("1"), None)]
+        [("2", Some("{}")), ("1", Some("no JSON")), ("1", None), ("1", Some(&*invalid.to_string()))]
     {
-        way.put_with(schema, payload);
+        way.put_with(&[("schema", schema), ("probe", "p"), ("host", "h")], payload);
     }
-    way.put_with(Some("1"), Some(&invalid.to_string()));
     let ended = run(consumer.args([kafka, name, name, &(EVENTS + 5).to_string()]));
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let read: BTreeSet<_> = ended.stdout.lines().map(str::to_owned).collect();

@@ -186,21 +186,17 @@ impl Way {
 
     /// Puts a record into the topic as it is.
     pub fn put(&self, payload: Option<&str>) {
-        self.put_with(None, payload);
+        self.put_with(&[], payload);
     }
 
-    /// The same with this version in its headers.
-    pub fn put_with(&self, schema: Option<&str>, payload: Option<&str>) {
+    /// The same with these headers.
+    pub fn put_with(&self, headers: &[(&str, &str)], payload: Option<&str>) {
         let producer: BaseProducer = self.client().create().unwrap();
         let mut record: BaseRecord<'_, str, str> = BaseRecord::to(&self.name).key("k");
         record.payload = payload;
-        if schema.is_some() {
-            let headers = [("schema", schema), ("probe", Some("p")), ("host", Some("h"))];
-            record.headers =
-                Some(headers.into_iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-                    headers.insert(Header { key, value })
-                }));
-        }
+        record.headers = Some(headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(*value) })
+        }));
         producer.send(record).map_err(|(error, _)| error).unwrap();
         producer.flush(LONG).unwrap();
     }
@@ -308,7 +304,7 @@ impl Way {
 }
 
 pub fn id(number: usize) -> String {
-    format!("id-{number:06}")
+    format!("019aa5d3-8000-7000-8000-{number:012x}")
 }
 
 /// An event of some 500 bytes.

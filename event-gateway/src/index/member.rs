@@ -8,8 +8,8 @@ use super::deliver::Report;
 use super::offsets::Offsets;
 use super::record::parse;
 use crate::dataset::Dataset;
-use crate::sink::elasticsearch::{Batch, ElasticsearchConfig, Partition, Request};
-use crate::sink::kafka::{Health, KafkaConfig, Role, original, refused};
+use crate::sink::elasticsearch::{Batch, Decode, ElasticsearchConfig, Partition, Request};
+use crate::sink::kafka::{Health, KafkaConfig, Role, known_id, original, refused};
 use anyhow::Result;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -79,7 +79,9 @@ impl State {
     fn take(&mut self, dataset: Dataset, message: &BorrowedMessage<'_>) -> bool {
         self.counts.update(|counts| counts.consumed += 1);
         let place = self.offsets.read(Partition { dataset, number: message.partition() }, message.offset());
-        match parse(message.payload(), self.config.decode, dataset) {
+        let decode = self.config.decode;
+        let known_id = (decode == Decode::Verbatim).then(|| known_id(message)).flatten();
+        match parse(message.payload(), known_id, decode, dataset) {
             Ok(parsed) => {
                 self.batches[dataset as usize].push(place, &parsed.id, parsed.time_ns, &parsed.json);
                 !self.is_full(dataset)

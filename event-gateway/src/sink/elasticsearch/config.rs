@@ -20,7 +20,7 @@ pub enum Decode {
     /// Every field must have the type that the schema gives it.
     #[default]
     Typed,
-    /// It must be JSON with an id and a known version.
+    /// Its headers must tell its id and a known version; without them it must be JSON that does.
     Verbatim,
 }
 

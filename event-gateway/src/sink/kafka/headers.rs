@@ -22,16 +22,19 @@ pub struct Refusal {
 
 /// Longest reason in a header; Elasticsearch can be wordy.
 const REASON_MAX: usize = 1_000;
+const SCHEMA: &str = "schema";
+const ID: &str = "id";
 const PREFIX: &str = "dead-letter.";
 
 impl Headers {
     /// Of an event.
     pub fn of(record: &Record<'_>) -> OwnedHeaders {
         let schema = SCHEMA_VERSION.to_string();
-        OwnedHeaders::new_with_capacity(3)
-            .insert(Header { key: "schema", value: Some(&schema) })
+        OwnedHeaders::new_with_capacity(4)
+            .insert(Header { key: SCHEMA, value: Some(&schema) })
             .insert(Header { key: "probe", value: Some(&*record.probe) })
             .insert(Header { key: "host", value: Some(record.host()) })
+            .insert(Header { key: ID, value: Some(&*record.id) })
     }
 
     /// Of a dead letter: those that the record had, where it was, and what is wrong with it.
@@ -56,6 +59,20 @@ impl Headers {
             headers.insert(Header { key: &format!("{PREFIX}{key}"), value: Some(value) })
         })
     }
+}
+
+/// The id of a document of the version that is known, if its headers tell both.
+pub fn known_id<'m>(message: &'m BorrowedMessage<'_>) -> Option<&'m str> {
+    let (mut id, mut is_known) = (None, false);
+    for header in message.headers()?.iter() {
+        let value = std::str::from_utf8(header.value?);
+        match header.key {
+            SCHEMA => is_known = value.ok()?.parse() == Ok(SCHEMA_VERSION),
+            ID => id = value.ok(),
+            _ => {}
+        }
+    }
+    id.filter(|_| is_known)
 }
 
 /// The topic that a dead letter was in, by its headers.

@@ -9,5 +9,5 @@ mod producer;
 pub use admin::create_topics;
 pub use client::Health;
 pub use config::{KafkaConfig, Role, refused};
-pub use headers::{Headers, Refusal, original, topic_of_dead_letter};
+pub use headers::{Headers, Refusal, known_id, original, topic_of_dead_letter};
 pub use producer::{Producer, ProducerCounts};

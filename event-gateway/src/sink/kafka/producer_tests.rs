@@ -9,7 +9,13 @@ use std::collections::BTreeSet;
 const LONG: Duration = Duration::from_secs(60);
 
 fn record(number: usize) -> Record<'static> {
-    Record { key: "h/c".into(), probe: "p".into(), json: number.to_string().into(), rank: Rank::Time }
+    Record {
+        key: "h/c".into(),
+        probe: "p".into(),
+        id: number.to_string().into(),
+        json: number.to_string().into(),
+        rank: Rank::Time,
+    }
 }
 
 fn spool(directory: &tempfile::TempDir) -> DiskSpool {
@@ -70,7 +76,7 @@ fn what_the_spool_holds_reaches_kafka_in_order_with_its_headers() {
     assert_eq!((counts.sent, counts.error, counts.delay.count()), (100, None, 100));
     let (payloads, headers) = read(&cluster.bootstrap_servers(), 100);
     assert_eq!(payloads, (0..100).map(|number| number.to_string()).collect::<Vec<_>>());
-    let expected = [("schema", "1"), ("probe", "p"), ("host", "h")];
+    let expected = [("schema", "1"), ("probe", "p"), ("host", "h"), ("id", "99")];
     assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
 }
 

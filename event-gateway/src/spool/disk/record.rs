@@ -42,6 +42,8 @@ pub struct Record<'r> {
     pub key: Cow<'r, str>,
     /// The probe that told it.
     pub probe: Cow<'r, str>,
+    /// `event.id` of the document.
+    pub id: Cow<'r, str>,
     /// The JSON document.
     pub json: Cow<'r, str>,
     /// How soon it gives way.
@@ -53,6 +55,7 @@ impl<'d> From<&'d Document> for Record<'d> {
         Self {
             key: key(&it.keys.host, it.keys.container.as_deref()).into(),
             probe: it.probe.into(),
+            id: it.id.as_str().into(),
             json: it.json.as_str().into(),
             rank: Rank::of(it.keys.is_fact),
         }
@@ -66,6 +69,7 @@ impl Record<'static> {
         Self {
             key: key(&keys.host, keys.container.as_deref()).into(),
             probe: event.kpulse.probe.clone().into(),
+            id: event.event.id.clone().into(),
             json: json.into(),
             rank: Rank::of(keys.is_fact),
         }
@@ -78,6 +82,7 @@ impl Record<'static> {
         Self {
             key: key(host, container).into(),
             probe: profile.kpulse.probe.clone().into(),
+            id: profile.event.id.clone().into(),
             json: json.into(),
             rank: Rank::Profile,
         }
@@ -98,8 +103,8 @@ impl Record<'_> {
         }
     }
 
-    fn texts(&self) -> [&str; 3] {
-        [&self.key, &self.probe, &self.json]
+    fn texts(&self) -> [&str; 4] {
+        [&self.key, &self.probe, &self.id, &self.json]
     }
 }
 
@@ -143,7 +148,7 @@ pub(super) fn decode(mut body: &[u8]) -> Result<Vec<Record<'_>>> {
             body = rest;
             anyhow::Ok(Cow::Borrowed(std::str::from_utf8(text)?))
         };
-        records.push(Record { key: text()?, probe: text()?, json: text()?, rank });
+        records.push(Record { key: text()?, probe: text()?, id: text()?, json: text()?, rank });
     }
     Ok(records)
 }
@@ -157,10 +162,11 @@ mod tests {
         fn any_record()(
             key: String,
             probe: String,
+            id: String,
             json: String,
             rank in prop::sample::select(&Rank::ALL),
         ) -> Record<'static> {
-            Record { key: key.into(), probe: probe.into(), json: json.into(), rank }
+            Record { key: key.into(), probe: probe.into(), id: id.into(), json: json.into(), rank }
         }
     }
 

@@ -6,6 +6,7 @@ fn record(number: usize, is_fact: bool) -> Record<'static> {
     Record {
         key: format!("host/{number}").into(),
         probe: "p".into(),
+        id: number.to_string().into(),
         json: format!("{{\"number\":{number}}}").into(),
         rank: if is_fact { Rank::Fact } else { Rank::Time },
     }
@@ -13,7 +14,7 @@ fn record(number: usize, is_fact: bool) -> Record<'static> {
 
 fn owned(it: Record<'_>) -> Record<'static> {
     let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
-    Record { key: own(it.key), probe: own(it.probe), json: own(it.json), rank: it.rank }
+    Record { key: own(it.key), probe: own(it.probe), id: own(it.id), json: own(it.json), rank: it.rank }
 }
 
 fn all(spool: &DiskSpool) -> Vec<Record<'static>> {
