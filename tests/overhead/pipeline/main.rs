@@ -1,10 +1,13 @@
 //! What does the way of events through Kafka into Elasticsearch take, of CPU, memory and time? `tests/overhead/run.sh
 //! pipeline` runs it, between the real services. Their own CPU stands beside ours: who is the bottleneck?
 //!
+//!   pipeline_costs [partitions | spool | alone | delay | ring]...    only these parts
+//!
 //! Each line of the output is `what`, `measured`, `unit`, `target` with tabs between, or `what` and why there is no figure.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on ends here")]
 
 mod load;
+mod stub;
 mod usage;
 
 use kpulse_tests::process::{Service, gateway};
@@ -23,6 +26,9 @@ const PACE: (u64, Duration) = (5_000, Duration::from_secs(20));
 /// How long the kernel's events are made.
 const FLOOD: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(600);
+/// How often the file is sent to the topic that is read for no Elasticsearch: a short run is mostly its start.
+const TIMES: u64 = 3;
+const DECODE: &str = "KPULSE_GATEWAY__ELASTICSEARCH__DECODE";
 
 fn row(what: &str, measured: f64, unit: &str, target: &str) {
     println!("{what}\t{measured:.1}\t{unit}\t{target}");
@@ -45,6 +51,10 @@ impl Bench {
         let elasticsearch = Server::start(Kind::Elasticsearch, &folder.path().join("elasticsearch"), &[]);
         let events = std::env::var("PIPELINE_EVENTS").map_or(EVENTS, |text| text.parse().unwrap());
         Ok(Self { folder, kafka, elasticsearch, events })
+    }
+
+    fn millions(&self) -> f64 {
+        self.events as f64 / 1e6
     }
 
     fn command(&self, subcommand: &str, name: &str) -> Command {
@@ -107,10 +117,37 @@ impl Bench {
 
     /// Starts `index`.
     fn index(&self, name: &str, decode: &str) -> Service {
-        let mut command = self.command("index", name);
-        let index = Service::start(command.env("KPULSE_GATEWAY__ELASTICSEARCH__DECODE", decode));
+        Self::ready(self.command("index", name).env(DECODE, decode))
+    }
+
+    fn ready(index: &mut Command) -> Service {
+        let index = Service::start(index);
         index.line("message=ready");
         index
+    }
+
+    /// What `index` itself takes: of a member that is alone with Kafka, and Elasticsearch takes all at once.
+    fn measure_index_alone(&self, name: &str, decode: &str, target: &str) {
+        let events = TIMES * self.events;
+        let mut command = self.command("index", name);
+        command.env("KPULSE_GATEWAY__ELASTICSEARCH__URL", format!("http://{}", stub::start()));
+        command.env("KPULSE_GATEWAY__KAFKA__GROUP", format!("{name}-{decode}")).env(DECODE, decode);
+        let begin = Instant::now();
+        let mut index = Self::ready(&mut command);
+        within(LONG, "acknowledgements", || {
+            (metric(&index, "kpulse_index_documents_total ").unwrap_or(0.0) >= events as f64).then_some(())
+        });
+        let (took, used) = (begin.elapsed().as_secs_f64(), Usage::of(index.pid()));
+        let million = events as f64 / 1e6;
+        row(
+            &format!("index alone, {decode}, of a million events"),
+            used.cpu.as_secs_f64() / million,
+            "s",
+            target,
+        );
+        row("  events a second", events as f64 / took, "/s", "");
+        row("  resident memory at most", peak_mib(index.pid()), "MiB", "≤ 40");
+        index.stop();
     }
 
     /// Has all events indexed, and tells what that took by this name.
@@ -123,7 +160,7 @@ impl Bench {
             (done >= self.events as f64).then_some(())
         });
         let (took, used, after) = (begin.elapsed().as_secs_f64(), Usage::of(index.pid()), servers());
-        let million = self.events as f64 / 1e6;
+        let million = self.millions();
         row(&format!("index, {what}, of a million events"), used.cpu.as_secs_f64() / million, "s", target);
         row("  events a second", self.events as f64 / took, "/s", "");
         for (server, (after, before)) in ["Kafka", "Elasticsearch"].iter().zip(after.into_iter().zip(before))
@@ -209,44 +246,67 @@ fn quantile(page: &str, family: &str, quantile: f64) -> f64 {
     f64::INFINITY
 }
 
+/// What can be measured, in this order.
+const PARTS: [(&str, fn(&mut Bench, &Path)); 5] =
+    [("partitions", partitions), ("spool", spool), ("alone", alone), ("delay", delay), ("ring", ring)];
+
+fn partitions(bench: &mut Bench, file: &Path) {
+    for partitions in PARTITIONS {
+        let name = format!("p{partitions}");
+        bench.set_up(&name, partitions);
+        let used = bench.send(&name, file);
+        let what = format!("forward of a file, {partitions} partitions, of a million");
+        row(&what, used.cpu.as_secs_f64() / bench.millions(), "s", "");
+        bench.measure_index(&name, "typed", &format!("typed, {partitions} partitions"), "≤ 6");
+    }
+}
+
+fn spool(bench: &mut Bench, file: &Path) {
+    bench.set_up("verbatim", 12);
+    let used = bench.fill_spool("verbatim", file);
+    row("file into the spool, of a million", used.cpu.as_secs_f64() / bench.millions(), "s", "");
+    let used = bench.send("verbatim", Path::new("/dev/null"));
+    let rate = bench.events as f64 / used.cpu.as_secs_f64();
+    row("spool to Kafka, events a second of a core", rate, "/s", "≥ 200000");
+    row("  resident memory at most", used.peak_mib, "MiB", "≤ 40");
+    bench.measure_index("verbatim", "verbatim", "verbatim, 12 partitions", "≤ 3");
+}
+
+fn alone(bench: &mut Bench, file: &Path) {
+    bench.set_up("alone", 12);
+    for _ in 0..TIMES {
+        bench.send("alone", file);
+    }
+    bench.measure_index_alone("alone", "typed", "≤ 6");
+    bench.measure_index_alone("alone", "verbatim", "≤ 3");
+}
+
+fn delay(bench: &mut Bench, _: &Path) {
+    bench.set_up("pace", 3);
+    bench.measure_delay("pace");
+}
+
+fn ring(bench: &mut Bench, _: &Path) {
+    bench.set_up("ring", 3);
+    bench.measure_ring("ring");
+}
+
 fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(other) = wanted.iter().find(|wanted| !PARTS.iter().any(|(part, _)| part == wanted)) {
+        eprintln!("bench: there is no part {other}");
+        std::process::exit(2);
+    }
     let mut bench = match Bench::start() {
         Ok(bench) => bench,
         Err(why) => return println!("pipeline\t{why}"),
     };
     let file: PathBuf = bench.folder.path().join("events.ndjson");
     load::write(&mut File::create(&file).unwrap(), bench.events).unwrap();
-    let million = bench.events as f64 / 1e6;
-    for partitions in PARTITIONS {
-        eprintln!("bench: {} events through {partitions} partitions", bench.events);
-        let name = format!("p{partitions}");
-        bench.set_up(&name, partitions);
-        let used = bench.send(&name, &file);
-        row(
-            &format!("forward of a file, {partitions} partitions, of a million"),
-            used.cpu.as_secs_f64() / million,
-            "s",
-            "",
-        );
-        bench.measure_index(&name, "typed", &format!("typed, {partitions} partitions"), "≤ 6");
+    for (part, measure) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|it| it == part) {
+            eprintln!("bench: pipeline, {part}");
+            measure(&mut bench, &file);
+        }
     }
-    eprintln!("bench: the spool, and what goes through verbatim");
-    bench.set_up("verbatim", 12);
-    let used = bench.fill_spool("verbatim", &file);
-    row("file into the spool, of a million", used.cpu.as_secs_f64() / million, "s", "");
-    let used = bench.send("verbatim", Path::new("/dev/null"));
-    row(
-        "spool to Kafka, events a second of a core",
-        bench.events as f64 / used.cpu.as_secs_f64(),
-        "/s",
-        "≥ 200000",
-    );
-    row("  resident memory at most", used.peak_mib, "MiB", "≤ 40");
-    bench.measure_index("verbatim", "verbatim", "verbatim, 12 partitions", "≤ 3");
-    eprintln!("bench: {} events a second", PACE.0);
-    bench.set_up("pace", 3);
-    bench.measure_delay("pace");
-    eprintln!("bench: events of the kernel");
-    bench.set_up("ring", 3);
-    bench.measure_ring("ring");
 }
