@@ -246,8 +246,10 @@ fn quantile(page: &str, family: &str, quantile: f64) -> f64 {
     f64::INFINITY
 }
 
+type Part = (&'static str, fn(&mut Bench, &Path));
+
 /// What can be measured, in this order.
-const PARTS: [(&str, fn(&mut Bench, &Path)); 5] =
+const PARTS: [Part; 5] =
     [("partitions", partitions), ("spool", spool), ("alone", alone), ("delay", delay), ("ring", ring)];
 
 fn partitions(bench: &mut Bench, file: &Path) {
