@@ -3,7 +3,9 @@
 use crate::metric::{Label, MetricDef, Samples};
 use crate::paths::Paths;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 const CPU_SECONDS: MetricDef =
     MetricDef::counter("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.", &[]);
@@ -33,14 +35,16 @@ pub const METRICS: &[MetricDef] =
 /// absent.
 pub fn process(paths: &Paths, out: &mut Samples) {
     let own = paths.procfs.join("self");
-    if let Some(stat) = fs::read_to_string(own.join("stat")).ok().as_deref().and_then(Stat::parse) {
+    if let Some(stat) = read(&own.join("stat")).as_deref().and_then(Stat::parse) {
         let ticks = f64::from(u32::try_from(system_value(libc::_SC_CLK_TCK)).unwrap_or(100));
         out.number(&CPU_SECONDS, &[], stat.cpu_ticks as f64 / ticks);
         out.count(&VIRTUAL_BYTES, &[], stat.virtual_bytes);
         let page_bytes = u64::try_from(system_value(libc::_SC_PAGESIZE)).unwrap_or(4096);
         out.count(&RESIDENT_BYTES, &[], stat.resident_pages * page_bytes);
-        if let Some(boot) = boot_seconds(&paths.procfs.join("stat")) {
-            out.number(&START_TIME, &[], boot as f64 + stat.start_ticks as f64 / ticks);
+        static BOOT_SECONDS: OnceLock<Option<u64>> = OnceLock::new();
+        // The kernel counts every interrupt of every CPU for this file.
+        if let Some(boot) = BOOT_SECONDS.get_or_init(|| boot_seconds(&paths.procfs.join("stat"))) {
+            out.number(&START_TIME, &[], *boot as f64 + stat.start_ticks as f64 / ticks);
         }
     }
     if let Some(count) = open_files(&own.join("fd")) {
@@ -89,8 +93,15 @@ impl Stat {
     }
 }
 
+/// A file of `/proc`: none tells its size before, and these fit into one read.
+fn read(path: &Path) -> Option<String> {
+    let mut text = String::with_capacity(4096);
+    fs::File::open(path).ok()?.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 fn boot_seconds(stat: &Path) -> Option<u64> {
-    let text = fs::read_to_string(stat).ok()?;
+    let text = read(stat)?;
     text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
@@ -105,7 +116,7 @@ fn open_files(folder: &Path) -> Option<u64> {
 }
 
 fn open_files_limit(limits: &Path) -> Option<u64> {
-    let text = fs::read_to_string(limits).ok()?;
+    let text = read(limits)?;
     let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }

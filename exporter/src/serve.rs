@@ -4,6 +4,7 @@ use crate::config::{self, Config, Web};
 use crate::filter::Filter;
 use crate::flags::Flags;
 use crate::scrape::{self, Scraper};
+use crate::turn::THREAD_KEEP_ALIVE;
 use crate::{collectors, privileges};
 use anyhow::Context;
 use kpulse_common::cli::{self, Shutdown};
@@ -22,8 +23,6 @@ use tokio::task::JoinSet;
 
 /// Threads that answer requests; scrapes take turns anyway, so a few keep health answers quick.
 const HANDLER_THREADS: usize = 4;
-/// A handler thread goes after this time, with its stack.
-const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long a shutdown waits for a scrape that is under way.
 const SCRAPE_DRAIN: Duration = Duration::from_secs(1);
 

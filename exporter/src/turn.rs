@@ -9,8 +9,9 @@ use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::ProbeSet;
 use std::collections::VecDeque;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, SendError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// How long after its own end a scrape may still hold what the next one needs.
@@ -19,6 +20,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// runs.
 const PATIENCE_PART: u32 = 4;
 const PATIENCE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a thread waits for the next scrape before it goes, with its stack: to make one costs as much as to read a few
+/// collectors, and Prometheus asks once a minute or more often.
+pub const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(90);
 
 /// How one collector fared.
 pub struct Reading {
@@ -82,6 +87,8 @@ struct State {
     /// `None` until they are loaded, and while a scrape reads them.
     probes: Option<ProbeSet>,
     probe_names: Vec<&'static str>,
+    /// A thread that has nothing to read.
+    idle: Option<(ThreadId, Sender<Reader>)>,
     /// Of the hosts that were given up, and of the one that is valid, when it last came back.
     before: HostTotals,
     current: HostTotals,
@@ -100,6 +107,7 @@ impl Turns {
             collectors: collectors.into_iter().map(|(name, collector)| (name, Some(collector))).collect(),
             probes: None,
             probe_names: Vec::new(),
+            idle: None,
             before: HostTotals::default(),
             current: HostTotals::default(),
         };
@@ -233,8 +241,17 @@ impl Turns {
             queue: Arc::clone(queue),
             sender: sender.clone(),
         };
+        let idle = self.lock().idle.take();
+        let reader = match idle {
+            Some((_, idle)) => match idle.send(reader) {
+                Ok(()) => return Ok(generation),
+                // It has just gone.
+                Err(SendError(reader)) => reader,
+            },
+            None => reader,
+        };
         let thread = std::thread::Builder::new().name("scrape".to_owned());
-        thread.spawn(move || reader.run()).map(|_| generation)
+        thread.spawn(move || read_in_turn(reader)).map(|_| generation)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -255,7 +272,25 @@ enum Message {
     Done(Samples),
 }
 
-/// One thread that reads. Dropping it gives back what it holds, whatever happened.
+/// Reads, and waits for the next scrape; one thread does at a time.
+fn read_in_turn(first: Reader) {
+    let (turns, own) = (Arc::downgrade(&first.turns), std::thread::current().id());
+    let mut next = Some(first);
+    while let Some(reader) = next {
+        reader.run();
+        let (sender, receiver) = channel();
+        let Some(state) = Weak::upgrade(&turns) else { return };
+        state.lock().idle = Some((own, sender));
+        drop(state);
+        next = receiver.recv_timeout(THREAD_KEEP_ALIVE).ok().or_else(|| {
+            // A scrape that has taken the sender before this will use it.
+            Weak::upgrade(&turns)?.lock().idle.take_if(|(idle, _)| *idle == own);
+            receiver.recv().ok()
+        });
+    }
+}
+
+/// What one scrape reads, on a thread beside it. Dropping it gives back what it holds, whatever happened.
 struct Reader {
     turns: Arc<Turns>,
     generation: u64,

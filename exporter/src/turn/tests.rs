@@ -129,3 +129,26 @@ fn totals_do_not_go_back_when_a_host_is_given_up() {
     scrape_for(&turns, LONG);
     assert!(counted(&turns) > before, "{} after {before}", counted(&turns));
 }
+
+#[test]
+fn a_thread_waits_for_the_next_scrape_and_one_that_is_gone_is_replaced() {
+    let (ran, threads) = channel();
+    let tell = move |host: &mut Host, out: &mut Samples| {
+        ran.send(std::thread::current().id())?;
+        quick(host, out)
+    };
+    let turns = turns(vec![("tell", Box::new(tell))]);
+    let scrape = || {
+        assert_eq!(fared(&scrape_for(&turns, LONG)), [("tell", Ok(()))]);
+        // It is told of the end before it waits.
+        while turns.lock().idle.is_none() {
+            std::thread::yield_now();
+        }
+        threads.recv().unwrap()
+    };
+    let first = scrape();
+    assert_eq!(scrape(), first);
+    let (gone, _) = channel();
+    turns.lock().idle = Some((first, gone));
+    assert_ne!(scrape(), first);
+}
