@@ -7,7 +7,7 @@ use kpulse_tests::{PACED, is_root, network, skip, until, within};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 
@@ -192,6 +192,35 @@ fn vxlan_packet(network: u8) -> Vec<u8> {
     let ethernet = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
     let ip = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     [&header[..], &ethernet, &[8, 0], &ip].concat()
+}
+
+#[test]
+fn what_a_tunnel_gets_out_of_order_is_a_fifo_error() {
+    const TEST: &str = "what_a_tunnel_gets_out_of_order";
+    if !kpulse_tests::is_guest() {
+        return skip(TEST, "this machine's devices are not a test's to add to");
+    }
+    let make = "ip tunnel add order0 mode gre local 127.0.0.1 remote 127.0.0.2 iseq && ip link set order0 up";
+    let made = run(Command::new("sh").args(["-c", make]));
+    if made.code != Some(0) {
+        return skip(TEST, &format!("this kernel makes no GRE tunnel (module ip_gre): {}", made.stderr));
+    }
+    let socket = network::raw_socket().unwrap();
+    for sequence in [10, 5, 6, 11, 7] {
+        network::send_raw(&socket, &gre_packet(sequence), Ipv4Addr::LOCALHOST).unwrap();
+    }
+    let exporter = Exporter::start(&["netdev"]);
+    let told = exporter.scrape().value("kpulse_netdev_receive_fifo_errors_total", &[("device", "order0")]);
+    let counted = fs::read_to_string("/sys/class/net/order0/statistics/rx_fifo_errors").unwrap();
+    assert_eq!((told, counted.trim()), (3.0, "3"));
+    assert_eq!(run(Command::new("ip").args(["link", "del", "order0"])).code, Some(0));
+}
+
+/// From the other end of the tunnel: a GRE header with a number, and an empty IPv4 packet.
+fn gre_packet(sequence: u32) -> Vec<u8> {
+    let outer = [0x45, 0, 0, 0, 0, 0, 0, 0, 64, 47, 0, 0, 127, 0, 0, 2, 127, 0, 0, 1];
+    let inner = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    [&outer[..], &[0x10, 0, 8, 0], &sequence.to_be_bytes(), &inner].concat()
 }
 
 #[test]
