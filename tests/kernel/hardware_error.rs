@@ -1,9 +1,10 @@
-//! Errors of hardware that the kernel's own injectors make up, against what they were told to, in guests of the matrix:
-//! no machine in use can be given any.
+//! Errors of hardware that the kernel's own injectors make up, or that are written to registers, against what they were
+//! told to, in guests of the matrix: no machine in use can be given any.
 
 use super::*;
 use kpulse_tests::cgroup::Cgroup;
 use kpulse_tests::disk::Mount;
+use kpulse_tests::memory_controller::{MemoryController, Severity};
 use kpulse_tests::root_port::RootPort;
 use kpulse_tests::{load, skip, until};
 use serde_json::json;
@@ -116,6 +117,32 @@ fn an_error_of_pci_express_is_an_event_with_its_device() {
     let header = "4a000001 00000002 00000003 00000004";
     let pcie = json!({"device": port.name(), "status": "0x1000", "errors": ["TLP"], "tlp_header": header});
     assert_eq!(facts[0].body, json!({"type": "pcie", "severity": "uncorrected", "pcie": pcie}));
+}
+
+#[test]
+fn an_error_of_a_memory_controller_is_an_event_with_its_place() {
+    needs_guest_with!("mc_event");
+    let controller = match MemoryController::set_up() {
+        Ok(controller) => controller,
+        Err(why) => return skip(module_path!(), why),
+    };
+    // In the second row of 256 MiB.
+    let err = |severity| controller.err(severity, 0x1234_5680, 1, 0x5a).expect("root may write to registers");
+    let facts = told(1, || err(Severity::Corrected));
+    assert_eq!((facts[0].pid, facts[0].cgroup), (0, None));
+    let memory = json!({
+        "controller": 0, "label": "mc#0csrow#1channel#1", "message": "i3000 CE", "count": 1, "top_layer": 1,
+        "middle_layer": 1, "address": "0x12345680", "grain_bytes": 128, "syndrome": "0x5a",
+    });
+    assert_eq!(facts[0].body, json!({"type": "memory", "severity": "corrected", "memory": memory}));
+
+    // One that could not be corrected may be of either channel.
+    let facts = told(1, || err(Severity::Uncorrected));
+    let memory = json!({
+        "controller": 0, "label": "mc#0csrow#1channel#0 or mc#0csrow#1channel#1", "message": "i3000 UE", "count": 1,
+        "top_layer": 1, "address": "0x12345680", "grain_bytes": 128, "syndrome": "0x0",
+    });
+    assert_eq!(facts[0].body, json!({"type": "memory", "severity": "uncorrected", "memory": memory}));
 }
 
 /// A page of this process's own, and the number of its frame.

@@ -39,11 +39,13 @@ if [ -x /bin/kernel ] && is_v2; then
 	run_program kernel $left_out
 fi
 
-# What comes from files depends on the version of cgroups more than on the kernel: one guest for each.
+# What comes from files depends on the version of cgroups more than on the kernel: one guest for each. What the hardware
+# tells depends on the drivers that there are.
 if [ -x /bin/host ]; then
 	case $(uname -r) in
 	6.12.*) run_program host ;;
-	*) is_v2 || run_program host ;;
+	*-cloud-*) is_v2 || run_program host ;;
+	*) run_program host hardware:: ;;
 	esac
 fi
 

@@ -10,6 +10,7 @@
 #   --add SRC:DST          file or folder to put at DST
 #   --env NAME=VALUE       environment variable of the command
 #   --modules "a b"        kernel modules to load first, with what they depend on
+#   --spare "a b"          kernel modules to put into /modules for the command to load
 #   --disk virtio|nvme|none  an empty 64 MiB disk                   (virtio)
 #   --nic vmxnet3|none     a network card that leads nowhere        (none)
 #   --machine pc|q35       q35 has PCI Express, and a root port     (pc)
@@ -30,7 +31,7 @@ set -euo pipefail
 source "$(dirname "$0")/../../packaging/environment.sh"
 
 cache=${KPULSE_MATRIX_CACHE:-$CACHE/matrix}
-kernels="5.10 6.1 6.12 newest" command='' modules='' disk=virtio nic=none machine=pc smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
+kernels="5.10 6.1 6.12 newest" command='' modules='' spare='' disk=virtio nic=none machine=pc smp=2 mem=768 limit=900 stall=180 jobs=1 log_folder=''
 binaries=() additions=() variables=()
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 work='' guests=()
@@ -51,6 +52,7 @@ parse() {
 		--add) additions+=("$2") ;;
 		--env) variables+=("$2") ;;
 		--modules) modules=$2 ;;
+		--spare) spare=$2 ;;
 		--disk) disk=$2 ;;
 		--nic) nic=$2 ;;
 		--machine) machine=$2 ;;
@@ -129,6 +131,14 @@ prepare_apt() {
 	[ -n "$(apt-cache pkgnames linux-image-)" ] || skip "no kernel packages are to be had: the Debian archive cannot be reached"
 }
 
+# flavour SERIES: how the names of its packages end. Cloud kernels are a third as large, but have no memory controllers.
+flavour() {
+	case $1 in
+	newest) echo '[0-9]-amd64$' ;;
+	*) echo '[0-9]-cloud-amd64$' ;;
+	esac
+}
+
 # candidates SERIES: package names, newest first. An index may name a package that the archive has already dropped.
 candidates() {
 	local version="${1//./\\.}\\.[0-9.]*" other='unsigned|dbg|deb11'
@@ -137,8 +147,8 @@ candidates() {
 		# Without the suite that has it, the newest is none, rather than one of the releases' own series.
 		other+='|^linux-image-(5\.10|6\.1|6\.12)[.-]'
 	fi
-	apt-cache pkgnames linux-image- | grep -E "^linux-image-${version}([-+~][^ ]*)?-cloud-amd64\$" |
-		grep -vE "$other" | sort -rV | head -n 4
+	apt-cache pkgnames linux-image- | grep -E "^linux-image-${version}([-+~][^ ]*)?-(cloud-)?amd64\$" |
+		grep -E "$(flavour "$1")" | grep -vE "$other" | sort -rV | head -n 4
 }
 
 # download PACKAGE FOLDER: also splits up: since 7.x the image is a shell around linux-binary and linux-modules.
@@ -155,7 +165,7 @@ download() {
 # fetch SERIES: fills $cache/kernels/SERIES with vmlinuz, modules/ and release, unless it is there.
 fetch() {
 	local series=$1 folder=$cache/kernels/$1 package got='' deb tree
-	[ ! -e "$folder/complete" ] || return 0
+	! grep -qsE "$(flavour "$series")" "$folder/complete" || return 0
 	[ -n "${APT_CONFIG:-}" ] || prepare_apt
 	rm -rf "$folder"
 	mkdir -p "$folder/tree"
@@ -217,7 +227,7 @@ add_binary() {
 
 # build_initrd KERNEL OUTPUT
 build_initrd() {
-	local root=$2.root wanted=$modules ordered='' entry module
+	local root=$2.root wanted=$modules ordered='' entry module file
 	mkdir -p "$root"/{bin,dev,proc,sys,tmp,run,etc,modules,root,var/lib}
 	cp "$(command -v busybox)" "$root/bin/busybox"
 	: >"$root/modules/order"
@@ -233,6 +243,10 @@ build_initrd() {
 	[ "$nic" = none ] || wanted+=" $nic"
 	for module in $wanted; do order_modules "$1" "$module"; done
 	for module in $ordered; do decompress "$(module_file "$1" "$module")" >"$root/modules/$module.ko"; done
+	for module in $spare; do
+		file=$(module_file "$1" "$module")
+		[ -z "$file" ] || decompress "$file" >"$root/modules/$module.ko"
+	done
 	# shellcheck disable=SC2086 # one line for each module of the list
 	[ -z "$ordered" ] || printf '%s\n' $ordered >>"$root/modules/order"
 	{

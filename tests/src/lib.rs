@@ -8,6 +8,7 @@ pub mod http;
 pub mod kernel_log;
 pub mod load;
 pub mod memory;
+pub mod memory_controller;
 pub mod network;
 pub mod pressure;
 pub mod process;
