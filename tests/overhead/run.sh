@@ -25,7 +25,7 @@ start_peer() {
 	script=$(command -v runqlat.bt) || return
 	: >"$work/peer.log"
 	# shellcheck disable=SC2016 # for the shell in the namespace
-	unshare --mount sh -c 'mount -t debugfs none /sys/kernel/debug && exec "$@"' sh \
+	unshare --mount sh -c 'mount -t debugfs none /sys/kernel/debug && exec "$@"' sh timeout --kill-after=10 300 \
 		bpftrace -B line -e "$(sed '/^#/d; s/TASK_RUNNING/0/' "$script")" >"$work/peer.log" 2>&1 </dev/null &
 	running+=($!)
 	until grep --quiet Tracing "$work/peer.log"; do
