@@ -2,7 +2,8 @@
 //!
 //! Capabilities belong to threads, and a new thread has those of the one that made it. The main thread gives its up as
 //! soon as the loading thread is there, before it makes any other; the loading thread ends when all is attached that may
-//! ever be: one that waits to try again keeps them. So no thread that answers requests ever has more than [`SCRAPE`].
+//! ever be: one that waits to try again keeps them. A thread that reads for scrapes may be made by either, and gives them
+//! up first. So no thread that answers requests ever has more than [`SCRAPE`].
 
 use std::io;
 

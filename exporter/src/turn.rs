@@ -5,6 +5,7 @@
 //! skipped until it comes back. So as many threads can hang as there are collectors, and no more.
 
 use crate::collectors::{Collect, Host};
+use crate::privileges;
 use kpulse_common::metric::Samples;
 use kpulse_common::paths::Paths;
 use kpulse_exporter_ebpf::ProbeSet;
@@ -274,6 +275,10 @@ enum Message {
 
 /// Reads, and waits for the next scrape; one thread does at a time.
 fn read_in_turn(first: Reader) {
+    // Who made it may have more, as the thread that loads the probes does; this one stays.
+    if let Err(error) = privileges::keep_only(privileges::SCRAPE) {
+        tracing::warn!(%error, "the capabilities that a scrape does not need are kept");
+    }
     let (turns, own) = (Arc::downgrade(&first.turns), std::thread::current().id());
     let mut next = Some(first);
     while let Some(reader) = next {
