@@ -163,6 +163,8 @@ impl Shutdown {
     /// # Errors
     /// When the kernel refuses a signal handler.
     pub fn catch() -> std::io::Result<Self> {
+        // The handler is in the kernel before the library knows what to do with it: a signal between them is lost.
+        let _held = Held::new(&[libc::SIGTERM, libc::SIGINT])?;
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
@@ -172,6 +174,34 @@ impl Shutdown {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+/// Signals that this thread gets only when this is dropped.
+struct Held {
+    before: libc::sigset_t,
+}
+
+impl Held {
+    fn new(signals: &[libc::c_int]) -> std::io::Result<Self> {
+        // SAFETY: a set of signals is bits, and none is a set.
+        let (mut held, mut before) = unsafe { std::mem::zeroed::<(libc::sigset_t, libc::sigset_t)>() };
+        // SAFETY: the calls read and write these two only.
+        let failed = unsafe {
+            libc::sigemptyset(&raw mut held);
+            for &signal in signals {
+                libc::sigaddset(&raw mut held, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before)
+        };
+        if failed == 0 { Ok(Self { before }) } else { Err(std::io::Error::from_raw_os_error(failed)) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: the set is what the kernel gave.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
     }
 }
 
@@ -236,6 +266,21 @@ mod tests {
         let error = command().try_get_matches_from(["x", "--web.address"]).unwrap_err();
         assert!(!usage(&error).to_string().contains('\n'));
         assert_eq!(usage(&error).to_string().matches("--help").count(), 1);
+    }
+
+    #[test]
+    fn a_signal_that_comes_while_its_handler_is_installed_is_not_lost() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let held = Held::new(&[libc::SIGTERM]).unwrap();
+            // SAFETY: a signal to this thread only, which holds it back.
+            assert_eq!(unsafe { libc::raise(libc::SIGTERM) }, 0);
+            let mut shutdown = Shutdown::catch().unwrap();
+            let early = tokio::time::timeout(std::time::Duration::from_millis(50), shutdown.wait()).await;
+            assert!(early.is_err(), "what was held before stays held");
+            drop(held);
+            shutdown.wait().await;
+        });
     }
 
     #[test]
