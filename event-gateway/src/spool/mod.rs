@@ -61,6 +61,8 @@ struct State {
     waiting: VecDeque<Document>,
     bytes: usize,
     closed: Option<Instant>,
+    /// With so many documents whoever takes them goes on; 0 while nobody waits.
+    awaited: usize,
 }
 
 impl Spool {
@@ -91,26 +93,42 @@ impl Spool {
             state.bytes -= oldest.json.len();
             given_way.push(oldest);
         }
-        self.changed.notify_one();
+        // To wake somebody up for each document costs more than the document.
+        let is_enough = state.waiting.len() == state.awaited;
+        drop(state);
+        if is_enough {
+            self.changed.notify_all();
+        }
         given_way
     }
 
     /// The next batch of at most `max`: waits up to `patience` for a first document and then up to `linger` for more.
     /// Empty after `patience`, and at once when the spool is closed and empty.
     pub fn take(&self, max: usize, patience: Duration, linger: Duration) -> Vec<Document> {
-        let is_waiting = |state: &mut State| state.waiting.is_empty() && state.closed.is_none();
-        let wait = self.changed.wait_timeout_while(self.lock(), patience, is_waiting);
-        let (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.wait(self.lock(), 1, patience);
         if state.waiting.is_empty() {
             return Vec::new();
         }
-        let is_growing = |state: &mut State| state.waiting.len() < max && state.closed.is_none();
-        let wait = self.changed.wait_timeout_while(state, linger, is_growing);
-        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        state = self.wait(state, max, linger);
         let count = state.waiting.len().min(max);
         let batch: Vec<_> = state.waiting.drain(..count).collect();
         state.bytes -= batch.iter().map(|document| document.json.len()).sum::<usize>();
         batch
+    }
+
+    /// Waits until there are so many documents, or none will come any more, at most for `time`.
+    fn wait<'s>(
+        &'s self,
+        mut state: MutexGuard<'s, State>,
+        events: usize,
+        time: Duration,
+    ) -> MutexGuard<'s, State> {
+        state.awaited = events;
+        let are_few = |state: &mut State| state.waiting.len() < events && state.closed.is_none();
+        let wait = self.changed.wait_timeout_while(state, time, are_few);
+        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        state.awaited = 0;
+        state
     }
 
     /// Nothing more will come; what is there can still be taken.
