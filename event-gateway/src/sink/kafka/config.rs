@@ -24,6 +24,11 @@ const OURS: [&str; 9] = [
     "message.timeout.ms",
 ];
 
+const QUEUE: &str = "queue.buffering.max.kbytes";
+/// What librdkafka may hold of what is sent: five batches. An idempotent producer has so many on their way to a partition,
+/// and while more are ready librdkafka asks all the time whether one may go. The rest waits in the spool.
+const QUEUE_KBYTES: u64 = 5 * 256;
+
 /// Where Kafka is and what it is told.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -167,8 +172,6 @@ impl KafkaConfig {
             Role::Producer => &[
                 ("compression.type", "zstd"),
                 ("linger.ms", "20"),
-                ("queue.buffering.max.kbytes", "8192"),
-                ("queue.buffering.max.messages", "20000"),
                 // Whoever reads has a whole batch in memory.
                 ("batch.size", "262144"),
             ],
@@ -200,6 +203,12 @@ impl KafkaConfig {
             Role::Producer => {
                 // An event waits for its acknowledgement for ever: the spool is what bounds the waiting.
                 client.set("enable.idempotence", "true").set("acks", "all").set("message.timeout.ms", "0");
+                // A record that is larger would wait for room in it for ever.
+                let largest: u64 =
+                    client.get("message.max.bytes").and_then(|it| it.parse().ok()).unwrap_or(0);
+                if client.get(QUEUE).is_none() {
+                    client.set(QUEUE, QUEUE_KBYTES.max(largest / 1024 + 1).to_string());
+                }
             }
             Role::Consumer => {
                 client.set("group.id", &self.group).set("enable.auto.commit", "false");
@@ -256,6 +265,18 @@ mod tests {
             ["me", "SASL_SSL", "s3cret"]
         );
         assert!(!format!("{config:?}").contains("SASL_SSL"));
+    }
+
+    #[test]
+    fn the_largest_record_finds_room_in_the_queue() {
+        let mut config = config();
+        let queue =
+            |config: &KafkaConfig| config.client(Role::Producer).unwrap().get(QUEUE).unwrap().to_owned();
+        assert_eq!(queue(&config), "1280");
+        config.properties.insert("message.max.bytes".to_owned(), (5 << 20).to_string());
+        assert_eq!(queue(&config), "5121");
+        config.properties.insert("queue_buffering_max_kbytes".to_owned(), "9000".to_owned());
+        assert_eq!(queue(&config), "9000");
     }
 
     #[test]
