@@ -8,8 +8,8 @@ const GIVEN_BACK_BYTES: libc::c_int = 1 << 20;
 #[cfg(target_env = "gnu")]
 const KEPT_BYTES: libc::c_int = 4 << 20;
 
-/// One arena for all threads, where only one at a time works, and nothing large in it: the default of eight for each core
-/// keeps pages of every thread that ever allocated.
+/// One arena for all threads, since few of them allocate at a time, and nothing large in it: the default of eight for each
+/// core keeps pages of every thread that ever allocated.
 pub fn bound_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: called before any thread exists; mallopt only sets a parameter.

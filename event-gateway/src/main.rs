@@ -39,7 +39,7 @@ use config::Config;
 use dataset::Dataset;
 use kpulse_common::cli::{self, CommonFlags};
 use kpulse_common::config::Value;
-use kpulse_common::logging;
+use kpulse_common::{logging, memory};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -142,6 +142,7 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<()> {
+    memory::bound_arenas();
     let matches = cli::parse(CommandLine::command())?;
     let line = CommandLine::from_arg_matches(&matches).map_err(|error| cli::Usage(error.to_string()))?;
     match line.command {
