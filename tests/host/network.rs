@@ -1,15 +1,18 @@
 //! Devices, protocols, sockets.
 
 use crate::{Exporter, assert_between, between, while_child_holds};
+use kpulse_exporter_ebpf::{LoadOptions, ProbeSet, ProbeState};
 use kpulse_tests::cgroup::Cgroup;
+use kpulse_tests::load::{self, Worker};
 use kpulse_tests::process::run;
-use kpulse_tests::{PACED, is_root, network, skip, until, within};
+use kpulse_tests::{PACED, burn, is_root, network, skip, until, within};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 fn lo(file: &str) -> f64 {
     fs::read_to_string(format!("/sys/class/net/lo/{file}")).unwrap().trim().parse().unwrap()
@@ -476,6 +479,44 @@ fn packets_that_find_no_room_before_a_cpu_are_counted() {
     let told = page.sum("kpulse_softnet_dropped_total");
     assert_between("dropped", least[0], told, most[0]);
     assert!(told >= before + lost, "{told}, {before}, {lost}");
+}
+
+#[test]
+fn packets_that_wait_before_a_busy_cpu_are_told() {
+    const NAME: &str = "packets_that_wait";
+    if !kpulse_tests::is_guest() {
+        return skip(NAME, "a CPU that does nothing else for seconds is a guest's");
+    }
+    let on_the_other = || {
+        load::pin(1).unwrap();
+        let exporter = Exporter::start(&["softnet"]);
+        let burning = ProbeSet::load(&[&burn::KERNEL], &LoadOptions::default());
+        if burning.status()[0].state != ProbeState::Active {
+            return skip(NAME, "this kernel's BPF cannot burn time");
+        }
+        let _stuck = Worker::start(None, || {
+            load::pin(0)?;
+            load::rename(c"burn-kernel");
+            load::spin(Duration::MAX);
+            Ok(())
+        });
+        let _sending = Worker::start(None, || {
+            network::isolate()?;
+            network::receive_on(0)?;
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            loop {
+                socket.send_to(b"x", socket.local_addr()?)?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let waiting = || softnet(&[11])[0];
+        until("packets that wait", || (waiting() >= 10.0).then_some(()));
+        let (before, page, after) = between(&exporter, waiting);
+        assert_between("waiting", before, page.sum("kpulse_softnet_backlog_packets"), after);
+        let of_the_other = page.value("kpulse_softnet_backlog_packets", &[("cpu", "1")]);
+        assert!(before >= 10.0 && of_the_other < 10.0, "{before}, {of_the_other}");
+    };
+    std::thread::scope(|scope| scope.spawn(on_the_other).join().unwrap());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 
 /// Runs `work` in a child with a network namespace of its own, and gives the numbers that it returned.
 pub fn in_namespace(
@@ -35,6 +36,18 @@ pub fn rename_loopback(name: &str) -> io::Result<()> {
 /// Switches a device on.
 pub fn bring_up(device: &str) -> io::Result<()> {
     set_flags(device, libc::IFF_UP)
+}
+
+/// Has this CPU take what loopback receives; the calling process has a /sys of its own then.
+pub fn receive_on(cpu: usize) -> io::Result<()> {
+    // SAFETY: the texts are C strings that live through the calls, and no other pointer is used.
+    unsafe {
+        checked(libc::unshare(libc::CLONE_NEWNS))?;
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        checked(libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()))?;
+        checked(libc::mount(c"sysfs".as_ptr(), c"/sys".as_ptr(), c"sysfs".as_ptr(), 0, ptr::null()))?;
+    }
+    fs::write("/sys/class/net/lo/queues/rx-0/rps_cpus", format!("{:x}", 1_u64 << cpu))
 }
 
 /// A device whose other end is this process.
