@@ -62,8 +62,11 @@ cpu_ms() {
 	sed 's/.*) //' "/proc/$server/stat" | awk -v hz="$(getconf CLK_TCK)" '{ print ($12 + $13) * 1000 / hz }'
 }
 resident_mib() { awk '/^VmRSS/ { printf "%.1f\n", $2 / 1024 }' "/proc/$1/status"; }
-minimum() { sort -n "$1" | head -n 1; }
-median() { sort -n "$1" | awk '{ value[NR] = $1 } END { print (value[int((NR + 1) / 2)] + value[int(NR / 2) + 1]) / 2 }'; }
+# quantile Q FILE: of one number a line.
+quantile() { sort -n "$2" | awk -v q="$1" '{ value[NR] = $1 } END { print value[int(q * (NR - 1) + 1.5)] }'; }
+median() { quantile 0.5 "$1"; }
+lower_quartile() { quantile 0.25 "$1"; }
+upper_quartile() { quantile 0.75 "$1"; }
 calculate() { awk "BEGIN { printf \"%.2f\\n\", $1 }"; }
 
 # verdict MEASURED TARGET

@@ -4,7 +4,7 @@
 #   run.sh [switches | scrape | probes | events | sizes | profiler | stacks | pipeline]...    only these parts
 # events ends with a table of every program of every probe, each provoked by a load of its own; what this machine cannot
 # provoke is there with the reason. Of some probes alone: target/release/examples/event_costs PROBE...
-#   ROUNDS=12 SECONDS_BUSY=30 SCRAPES=10 PIPELINE_EVENTS=100000   change the length
+#   TRIALS=100 ROUNDS=3 SECONDS_BUSY=30 SCRAPES=10 PIPELINE_EVENTS=100000   change the length
 set -euo pipefail
 # shellcheck source=../../packaging/environment.sh
 source "$(dirname "$0")/../../packaging/environment.sh"
@@ -14,7 +14,7 @@ source tests/overhead/containers.sh
 source tests/overhead/scrape.sh
 source tests/overhead/probes.sh
 
-rounds=${ROUNDS:-12} seconds_busy=${SECONDS_BUSY:-30} scrapes=${SCRAPES:-10}
+trials=${TRIALS:-100} rounds=${ROUNDS:-3} seconds_busy=${SECONDS_BUSY:-30} scrapes=${SCRAPES:-10}
 trap 'drop_containers; clean_up' EXIT
 trap 'exit 130' INT TERM
 
@@ -37,24 +37,21 @@ start_peer() {
 # switch_ns: CPU time of one context switch, in nanoseconds.
 switch_ns() { "$work/pingpong" 150000 $(($(nproc) - 1)); }
 
-# Each measurement stands between two without: what the machine does meanwhile changes slowly, by more than is measured.
 bench_switches() {
 	local round before with after
+	echo "bench: context switches, $trials rounds of half a second" >&2
+	"$release/examples/switch_costs" "$work/pingpong" "$trials" >"$work/trials" 2>>"$work/log" || return
+	cut -d ' ' -f 1 "$work/trials" >"$work/without"
+	cut -d ' ' -f 2 "$work/trials" >"$work/added"
+	cut -d ' ' -f 3 "$work/trials" >"$work/added-by-none"
+	row "context switch without kpulse, median" "$(rounded median without)" ns ""
+	row "  added by the run-queue metric, median" "$(rounded median added)" ns 150
+	row "    a quarter of $trials rounds found at most" "$(rounded lower_quartile added)" ns ""
+	row "    a quarter at least" "$(rounded upper_quartile added)" ns ""
+	row "  added by a program that does nothing, median" "$(rounded median added-by-none)" ns ""
+	after=$(switch_ns)
 	for ((round = 0; round < rounds; round++)); do
-		echo "bench: context switches, round $((round + 1)) of $rounds" >&2
-		before=$(switch_ns)
-		exporter --collector.disable-defaults --collector.runqueue_latency || return
-		# For one second in thirty the kernel counts runs, which costs more than the probe: the first is over then.
-		probe_page "$work/metrics" || return
-		if ! grep -q '^kpulse_runqueue_latency_seconds_bucket' "$work/metrics"; then
-			echo "the run-queue metric is not active here" >>"$work/log"
-			return 1
-		fi
-		with=$(switch_ns)
-		stop_all
-		after=$(switch_ns)
-		echo "$before" >>"$work/without"
-		calculate "$with - ($before + $after) / 2" >>"$work/added"
+		echo "bench: context switches beside bpftrace, round $((round + 1)) of $rounds" >&2
 		if start_peer; then
 			with=$(switch_ns)
 			stop_all
@@ -63,17 +60,13 @@ bench_switches() {
 		fi
 		stop_all
 	done
-	row "context switch without kpulse, median" "$(rounded median without)" ns ""
-	row "  added by the run-queue metric, median" "$(rounded median added)" ns 150
-	row "  added by the run-queue metric, least" "$(rounded minimum added)" ns ""
 	if [ -s "$work/added-by-peer" ]; then
 		row "  added by bpftrace's runqlat.bt, median" "$(rounded median added-by-peer)" ns ""
-		row "  added by bpftrace's runqlat.bt, least" "$(rounded minimum added-by-peer)" ns ""
 	else
 		echo "bench: bpftrace does not run here, so the run-queue metric stands alone" >&2
 	fi
 }
-# rounded minimum|median FILE
+# rounded median|lower_quartile|upper_quartile FILE
 rounded() { "$1" "$work/$2" | awk '{ printf "%.0f\n", $1 }'; }
 
 bench_sizes() {
@@ -150,7 +143,7 @@ for part in "$@"; do
 	esac
 done
 echo "bench: building (release)" >&2
-cargo build --quiet --release --workspace --bins --example event_costs --example pipeline_costs --example stack_quality
+cargo build --quiet --release --workspace --bins --example switch_costs --example event_costs --example pipeline_costs --example stack_quality
 for program in pingpong load reread; do cc -O2 -Wall -o "$work/$program" "tests/overhead/$program.c"; done
 for part in "$@"; do "bench_$part" || failed "$part"; done
 

@@ -112,6 +112,13 @@ static __always_inline bool is_named(struct task_struct *task, char letter)
 	       comm[5] == letter;
 }
 
+/* No burn: what a context switch takes longer for any program at all. */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(nothing)
+{
+	return 0;
+}
+
 /* Interrupts are off here, when a thread burn-i… leaves a CPU. */
 SEC("tp_btf/sched_switch")
 int BPF_PROG(irqs_off_loop, bool preempt, struct task_struct *prev)

@@ -22,6 +22,13 @@ const OBJECT: &[u8] = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/burn.b
 const BURN: Probe =
     Probe { object: OBJECT, metrics: &[BURNS, BURNT], collector: Some(counter), ..Probe::EMPTY };
 
+/// Never: a program that does nothing at each context switch.
+pub const NEVER: Probe = Probe {
+    name: "burn_never",
+    hooks: &[Hook::any("sched_switch", &[tp_btf("nothing", "sched_switch")])],
+    ..BURN
+};
+
 /// With interrupts off, when a thread `burn-irqs` leaves a CPU: three times 60 ms.
 pub const IRQS_OFF: Probe = Probe {
     name: "burn_irqs_off",
