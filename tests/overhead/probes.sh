@@ -4,8 +4,6 @@
 
 # Most seconds from one window of counting to the end of the next.
 WINDOW_MAX=40
-# Windows of counting until the governor has done what it will do: it waits for a second one over the budget each time.
-GOVERNED_AFTER=4
 
 # probe_page FILE: waits until the counters move, and keeps the page.
 probe_page() {
@@ -55,18 +53,11 @@ load_probes() {
 }
 
 bench_probes() {
-	local window
 	echo "bench: what each probe costs, twice half a minute" >&2
 	exporter || return
 	probe_costs "as the machine is" 1 || return
 	load_probes
 	probe_costs "with a load that does nothing else than provoke events" "" || return
-	stop_all
-	echo "bench: the same load while the governor holds its budget, some minutes" >&2
-	KPULSE_EXPORTER__GOVERNOR__BUDGET=0.01 exporter || return
-	load_probes
-	for ((window = 0; window < GOVERNED_AFTER; window++)); do probe_page "$work/before" || return; done
-	probe_costs "with that load, held by the governor" 1 || return
 	stop_all
 }
 
