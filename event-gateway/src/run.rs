@@ -121,7 +121,8 @@ async fn serve(
     };
     let enrich = Enrich::new(&config.path, config.labels.clone()).with_lives(lives);
     let watched = Queue::default();
-    *lock(&shared.watchers) = Some(Watchers::start(&config, &watched)?);
+    let pauses = shared.with_probes(ProbeSet::pauses).unwrap_or_default();
+    *lock(&shared.watchers) = Some(Watchers::start(&config, &pauses, &watched)?);
     let ring = Box::new(Rings::new(ring, watched));
     let pipeline = Pipeline::start(Some(ring), enrich, &shared.spool, sink, &shared.tally)?;
     cli::notify_ready();

@@ -1,5 +1,6 @@
 //! Do the probes cost more than they may? The costliest of those that matter least go first, until the rest fits, and
-//! come back after a while.
+//! come back after a while. Who could stay beside the rest stays: what is gained by a cheap one is little, and what it
+//! tells is missing all the same.
 //!
 //! A probe is detached rather than sampled: a counter of which parts of the time are missing tells nothing, while a
 //! series that is absent says so itself.
@@ -9,11 +10,14 @@ use crate::probe::Priority;
 use kpulse_common::governor::Governor as Bounds;
 use kpulse_common::metric::{MetricDef, Samples};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Windows in a row over the budget before anything is done: one may have met a burst.
 const WINDOWS: u32 = 2;
+/// Part of the budget that what stays may take: a load that is held up less does more.
+const AIM: f64 = 0.8;
 /// A probe that has to go again soon after it is back stays away for twice as long, up to so many times the first pause.
 /// After as long without another one it begins anew.
 const PAUSES_MAX: u32 = 12;
@@ -69,7 +73,7 @@ impl Governor {
     }
 
     /// Takes in what a window has found, and gives back the probes that are to be detached, with the reason.
-    pub(crate) fn judge(&mut self, mut costs: Vec<Cost>, now: Instant) -> Vec<(&'static str, String)> {
+    pub(crate) fn judge(&mut self, mut costs: Vec<Cost>, now: Instant) -> Vec<(&'static str, Excess)> {
         let used = costs.iter().map(|cost| cost.part).sum();
         self.used = Some(used);
         let budget = self.bounds.budget;
@@ -82,32 +86,32 @@ impl Governor {
             return Vec::new();
         }
         self.over = 0;
-        costs.retain(|cost| cost.priority != Priority::Essential);
+        costs.retain(|cost| cost.priority != Priority::Essential && cost.part > 0.0);
         costs.sort_by(|one, other| one.priority.cmp(&other.priority).then(other.part.total_cmp(&one.part)));
-        let mut left: f64 = used;
-        let mut paused = Vec::new();
-        for cost in costs {
-            if left <= budget {
-                break;
-            }
+        let (mut left, aim): (f64, f64) = (used, budget * AIM);
+        let enough = costs.iter().position(|cost| {
             left -= cost.part;
-            paused.push((cost.probe, self.pause(cost, used, now)));
+            left <= aim
+        });
+        costs.truncate(enough.map_or(costs.len(), |last| last + 1));
+        // A dear one that had to go at last may leave room for those before it.
+        let mut paused: Vec<Cost> = Vec::new();
+        for cost in costs.into_iter().rev() {
+            if left + cost.part <= aim {
+                left += cost.part;
+            } else {
+                paused.push(cost);
+            }
         }
-        paused
+        paused.iter().map(|cost| (cost.probe, self.pause(*cost, used, now))).collect()
     }
 
-    fn pause(&mut self, cost: Cost, used: f64, now: Instant) -> String {
+    fn pause(&mut self, cost: Cost, used: f64, now: Instant) -> Excess {
         let longest = self.bounds.pause * PAUSES_MAX;
         let before = self.back.remove(cost.probe).filter(|back| now.duration_since(back.since) < longest);
         let length = before.map_or(self.bounds.pause, |before| (before.length * 2).min(longest));
         self.paused.insert(cost.probe, Pause { since: now, length });
-        format!(
-            "detached for {length:?}: the probes took {:.2} % of the machine, of which this one {:.2} %, and may take \
-             {:.2} % (governor.budget)",
-            used * 100.0,
-            cost.part * 100.0,
-            self.bounds.budget * 100.0,
-        )
+        Excess { used, own: cost.part, budget: self.bounds.budget, pause: length }
     }
 
     /// The probes whose pause is over.
@@ -143,17 +147,52 @@ impl Governor {
     }
 }
 
+/// Why a probe is detached: parts of the machine's CPU time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Excess {
+    /// What all probes took.
+    pub used: f64,
+    /// What this one took of it.
+    pub own: f64,
+    /// What all may take.
+    pub budget: f64,
+    /// For how long the probe stays away.
+    pub pause: Duration,
+}
+
+impl Excess {
+    /// What it is called in metrics and events.
+    pub const REASON: &str = "over_budget";
+}
+
+impl fmt::Display for Excess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { used, own, budget, pause } = self;
+        let [used, own, budget] = [used, own, budget].map(|part| part * 100.0);
+        write!(
+            f,
+            "detached for {pause:?}: the probes took {used:.2} % of the machine, of which this one {own:.2} %, and may \
+             take {budget:.2} % (governor.budget)"
+        )
+    }
+}
+
 /// Which probes are detached at the moment, and why.
 #[derive(Debug, Clone, Default)]
-pub struct Pauses(Arc<Mutex<BTreeMap<&'static str, String>>>);
+pub struct Pauses(Arc<Mutex<BTreeMap<&'static str, Excess>>>);
 
 impl Pauses {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+    /// Those of this moment.
+    pub fn now(&self) -> BTreeMap<&'static str, Excess> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Excess>> {
         // One insertion or removal each: whole at any time.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn begin(&self, probe: &'static str, why: String) {
+    pub(crate) fn begin(&self, probe: &'static str, why: Excess) {
         self.lock().insert(probe, why);
     }
 
@@ -170,7 +209,7 @@ impl Pauses {
         let pauses = self.lock();
         for probe in status {
             if let Some(why) = pauses.get(probe.name) {
-                probe.state = ProbeState::Paused { why: why.clone() };
+                probe.state = ProbeState::Paused { why: why.to_string() };
                 probe.hooks.clear();
             }
         }

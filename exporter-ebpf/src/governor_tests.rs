@@ -12,7 +12,7 @@ fn governor(budget: f64) -> Governor {
     Governor::new(&Bounds { budget, pause: PAUSE })
 }
 
-fn names(paused: &[(&'static str, String)]) -> Vec<&'static str> {
+fn names(paused: &[(&'static str, Excess)]) -> Vec<&'static str> {
     paused.iter().map(|(probe, _)| *probe).collect()
 }
 
@@ -27,13 +27,33 @@ fn what_matters_least_goes_first_and_the_costliest_of_it() {
     let costs = [
         cost("high", Priority::High, 0.02),
         cost("cheap", Priority::Low, 0.001),
-        cost("dear", Priority::Low, 0.004),
+        cost("dear", Priority::Low, 0.01),
         cost("normal", Priority::Normal, 0.003),
     ];
     let now = Instant::now();
-    assert_eq!(judge_twice(&mut governor(0.025), &costs, now), ["dear"]);
-    assert_eq!(judge_twice(&mut governor(0.021), &costs, now), ["dear", "cheap", "normal"]);
-    assert_eq!(judge_twice(&mut governor(0.01), &costs, now), ["dear", "cheap", "normal", "high"]);
+    assert_eq!(judge_twice(&mut governor(0.0305), &costs, now), ["dear"]);
+    assert_eq!(judge_twice(&mut governor(0.0275), &costs, now), ["normal", "dear"]);
+    assert_eq!(judge_twice(&mut governor(0.001), &costs, now), ["high", "normal", "cheap", "dear"]);
+}
+
+#[test]
+fn what_costs_little_stays_when_a_dear_one_had_to_go() {
+    let costs = [
+        cost("dear", Priority::High, 0.05),
+        cost("cheap", Priority::High, 0.002),
+        cost("a", Priority::Low, 0.006),
+        cost("b", Priority::Low, 0.003),
+        cost("c", Priority::Low, 0.0),
+    ];
+    let now = Instant::now();
+    assert_eq!(judge_twice(&mut governor(0.0144), &costs, now), ["dear"]);
+    assert_eq!(judge_twice(&mut governor(0.0126), &costs, now), ["dear", "a"]);
+    let essential = [cost("essential", Priority::Essential, 0.05), costs[2], costs[4]];
+    assert_eq!(
+        judge_twice(&mut governor(0.01), &essential, now),
+        ["a"],
+        "one that costs nothing does not help"
+    );
 }
 
 #[test]
@@ -94,8 +114,10 @@ proptest! {
             costs.iter().filter(|cost| !gone.contains(&cost.probe)).map(|cost| cost.part).sum()
         };
         prop_assert!(left(&gone) <= budget + 1e-9);
-        if let Some((_, before)) = gone.split_last() {
-            prop_assert!(left(before) > budget - 1e-9);
+        prop_assert!(gone.is_empty() || left(&gone) <= budget * AIM + 1e-9);
+        for one in &gone {
+            let others: Vec<_> = gone.iter().filter(|other| *other != one).copied().collect();
+            prop_assert!(left(&others) > budget * AIM - 1e-9, "{one} could stay");
         }
     }
 }

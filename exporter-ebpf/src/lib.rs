@@ -33,7 +33,7 @@ pub mod symbols;
 
 pub use error::ProbeError;
 pub use features::{Finding, doctor};
-pub use governor::Pauses;
+pub use governor::{Excess, Pauses};
 pub use loader::{
     HookStatus, Host, LoadOptions, Loader, ProbeSet, ProbeState, ProbeStatus, SELF_METRICS, tell_status,
 };

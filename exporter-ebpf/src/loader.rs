@@ -4,7 +4,7 @@ use crate::attached::{self, Attached};
 use crate::btf::KernelTypes;
 use crate::error::{ProbeError, may_pass, program_error};
 use crate::features::{Feature, Lack};
-use crate::governor::Pauses;
+use crate::governor::{Excess, Pauses};
 use crate::hook::Hook;
 use crate::maps::Maps;
 use crate::object::ObjectLoader;
@@ -268,7 +268,7 @@ pub fn tell_status<'s>(probes: impl IntoIterator<Item = &'s ProbeStatus>, out: &
             out.number(&PROBE_INFO, &[probe.name, hook.hook, hook.kind], 1.0);
         }
         if matches!(probe.state, ProbeState::Paused { .. }) {
-            out.number(&PROBE_DEGRADED, &[probe.name, "over_budget"], 1.0);
+            out.number(&PROBE_DEGRADED, &[probe.name, Excess::REASON], 1.0);
         } else if is_up && !probe.missing.is_empty() {
             out.number(&PROBE_DEGRADED, &[probe.name, "missing_hook"], 1.0);
         }

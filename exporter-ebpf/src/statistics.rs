@@ -7,7 +7,7 @@
 
 use crate::attached::{self, Attached};
 use crate::cpu_clock;
-use crate::governor::{self, Governor, Pauses};
+use crate::governor::{self, Excess, Governor, Pauses};
 use crate::loader::{Loaded, ProbeSet};
 use crate::maps::{self, RawMap};
 use crate::probe::Probe;
@@ -308,7 +308,7 @@ impl Watcher {
         Some((watched.probe, watched.attached.upgrade()?))
     }
 
-    fn pause(&self, probe: &'static str, why: String) {
+    fn pause(&self, probe: &'static str, why: Excess) {
         let Some((_, attached)) = self.attached(probe) else { return };
         attached::lock(&attached).pause();
         tracing::warn!(probe, %why, "probe is not active");

@@ -342,9 +342,16 @@ fn as_nobody_it_runs_without_bpf_and_says_why() {
     let mut running = Running::start(&mut as_nobody("run"));
     let probes: Vec<Value> = serde_json::from_str(&http::get(&running.web, "/probes", "").body).unwrap();
     let needs_no_rights = |probe: &&Value| {
-        ["cpu_throttled", "link_change", "filesystem_readonly", "listen_overflow", "events_lost"]
-            .iter()
-            .any(|name| probe["name"] == **name)
+        [
+            "cpu_throttled",
+            "link_change",
+            "filesystem_readonly",
+            "listen_overflow",
+            "events_lost",
+            "probe_degraded",
+        ]
+        .iter()
+        .any(|name| probe["name"] == **name)
     };
     let (watches, bpf): (Vec<_>, Vec<_>) = probes.iter().partition(needs_no_rights);
     assert!(!bpf.is_empty() && bpf.iter().all(|probe| probe["why"].is_string()), "{bpf:?}");

@@ -370,3 +370,35 @@ fn a_queue_of_a_container_that_overflows_is_told_with_port_backlog_and_limit() {
     running.accounts_for("listen_overflow", 1);
     assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
 }
+
+#[test]
+fn a_probe_over_the_budget_is_told_when_it_goes_and_when_it_is_back() {
+    if !is_root() {
+        return skip("a_probe_over_the_budget", "only root can load probes");
+    }
+    const PROBE: &str = "runqueue_latency";
+    let gateway = Gateway::new();
+    let mut command = gateway.command("run");
+    command
+        .env("KPULSE_GATEWAY__GOVERNOR__BUDGET", "0.000000000001")
+        .env("KPULSE_GATEWAY__GOVERNOR__PAUSE", "2s");
+    let mut running = Running::start(&mut command);
+    let told = |state: &str| {
+        let is_it = |event: &Value| {
+            let body = &event["kpulse"]["probe_degraded"];
+            body["probe"] == PROBE && body["state"] == state
+        };
+        until("the event", || running.events("probe_degraded").into_iter().rfind(is_it))
+    };
+    let (gone, back) = (told("detached"), told("active"));
+    for event in [&gone, &back] {
+        assert_obeys_the_schema(event);
+        let body = &event["kpulse"]["probe_degraded"];
+        let part = |key: &str| body[key].as_f64().unwrap_or_else(|| panic!("{key} of {event}"));
+        let (own, used) = (part("own_ratio"), part("used_ratio"));
+        assert!(1e-12 < own && own <= used && used < 1.0 && part("budget_ratio") == 1e-12, "{event}");
+        assert_eq!((&body["reason"], &body["pause_ns"]), (&"over_budget".into(), &2_000_000_000_u64.into()));
+    }
+    assert!(gone["@timestamp"].as_str() < back["@timestamp"].as_str(), "{gone} before {back}");
+    assert_eq!(running.service.stop(), Some(0), "{}", running.service.stderr());
+}

@@ -52,12 +52,46 @@ load_probes() {
 	beside "$work/load" files "$work/file"
 }
 
+# used_ratio: what the governor found in its last window.
+used_ratio() { curl --silent "$url" | awk '$1 == "kpulse_governor_used_ratio" { print $2 }'; }
+
+# away: how many probes it has detached.
+away() { curl --silent "$url" | grep -c '^kpulse_probe_degraded.*"over_budget"'; }
+
+# Seconds that the governor gets to find what fits after it has let the first probes go.
+SETTLED=45
+
+# governed_costs WHAT: the sum once the governor has let go what does not fit its budget, 1 %.
+governed_costs() {
+	local deadline=$((SECONDS + 2 * WINDOW_MAX)) gone=0 used before
+	while [ "$gone" -eq 0 ] && [ $SECONDS -lt $deadline ]; do
+		sleep 0.25
+		gone=$(away)
+	done
+	sleep $SETTLED
+	before=$(used_ratio)
+	deadline=$((SECONDS + WINDOW_MAX)) used=$before
+	while [ "$used" = "$before" ] && [ $SECONDS -lt $deadline ]; do
+		sleep 0.25
+		used=$(used_ratio)
+	done
+	if [ -z "$used" ]; then
+		echo "the kernel does not count the runs of BPF programs here" >>"$work/log"
+		return 1
+	fi
+	row "  $1, $(away) of them away" "$(awk -v used="$used" 'BEGIN { printf "%.3f\n", used * 100 }')" % 1
+}
+
 bench_probes() {
-	echo "bench: what each probe costs, twice half a minute" >&2
+	echo "bench: what each probe costs, twice half a minute, and two minutes with the governor" >&2
 	exporter || return
 	probe_costs "as the machine is" 1 || return
 	load_probes
 	probe_costs "with a load that does nothing else than provoke events" "" || return
+	stop_all
+	KPULSE_EXPORTER__GOVERNOR__BUDGET=0.01 exporter || return
+	load_probes
+	governed_costs "with that load, held by the governor" || return
 	stop_all
 }
 

@@ -27,7 +27,7 @@ pub const WATCH: Watch = Watch {
     },
     hook: "cpu.stat",
     hook_kind: "file",
-    make: |config| Ok(Box::new(CpuThrottled::new(Identities::new(&config.path))?)),
+    make: |config, _| Ok(Box::new(CpuThrottled::new(Identities::new(&config.path))?)),
 };
 
 /// Fields of the event beyond the common ones.

@@ -27,7 +27,7 @@ pub const WATCH: Watch = Watch {
     },
     hook: "spool",
     hook_kind: "gateway",
-    make: |_| Ok(Box::new(EventsLost { told: BTreeMap::new(), next: Instant::now() })),
+    make: |_, _| Ok(Box::new(EventsLost { told: BTreeMap::new(), next: Instant::now() })),
 };
 
 /// Fields of the event beyond the common ones.

@@ -36,7 +36,7 @@ pub const WATCH: Watch = Watch {
     },
     hook: LOG,
     hook_kind: "file",
-    make: |_| Ok(Box::new(FilesystemError::open()?)),
+    make: |_, _| Ok(Box::new(FilesystemError::open()?)),
 };
 
 /// Fields of the event beyond the common ones.

@@ -33,7 +33,7 @@ pub const WATCH: Watch = Watch {
     },
     hook: "mountinfo",
     hook_kind: "file",
-    make: |config| Ok(Box::new(FilesystemReadonly::open(&config.path.procfs)?)),
+    make: |config, _| Ok(Box::new(FilesystemReadonly::open(&config.path.procfs)?)),
 };
 
 /// Fields of the event beyond the common ones.

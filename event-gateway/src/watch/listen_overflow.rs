@@ -29,7 +29,7 @@ pub const WATCH: Watch = Watch {
     },
     hook: "net/netstat",
     hook_kind: "file",
-    make: |config| Ok(Box::new(ListenOverflow::open(&config.path)?)),
+    make: |config, _| Ok(Box::new(ListenOverflow::open(&config.path)?)),
 };
 
 /// Fields of the event beyond the common ones.

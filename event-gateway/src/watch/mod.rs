@@ -8,6 +8,7 @@ mod filesystem_readonly;
 mod limit;
 mod link_change;
 mod listen_overflow;
+mod probe_degraded;
 mod queue;
 mod thread;
 
@@ -21,6 +22,7 @@ use anyhow::Result;
 use kpulse_common::clock::boot_ns;
 use kpulse_common::container::CgroupId;
 use kpulse_common::thresholds::RateLimit;
+use kpulse_exporter_ebpf::Pauses;
 use serde::Serialize;
 use serde_json::Value;
 use std::os::fd::RawFd;
@@ -34,6 +36,7 @@ pub const ALL: &[Watch] = &[
     filesystem_readonly::WATCH,
     listen_overflow::WATCH,
     events_lost::WATCH,
+    probe_degraded::WATCH,
 ];
 
 /// One kind of event and where it comes from.
@@ -45,7 +48,7 @@ pub struct Watch {
     /// `file`, or the kind of socket.
     pub hook_kind: &'static str,
     /// Gets ready; an error says in a sentence why it cannot be here.
-    pub make: fn(&Config) -> Result<Box<dyn Watcher>>,
+    pub make: fn(&Config, &Pauses) -> Result<Box<dyn Watcher>>,
 }
 
 /// A watch at work. It lives on the thread of all watches, and must be bounded.

@@ -6,7 +6,7 @@ use crate::policies::Rules;
 use crate::ring::WAIT;
 use anyhow::{Context, Result};
 use kpulse_common::metric::{Label, MetricDef, Samples};
-use kpulse_exporter_ebpf::{HookStatus, ProbeState, ProbeStatus, tell_status};
+use kpulse_exporter_ebpf::{HookStatus, Pauses, ProbeState, ProbeStatus, tell_status};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,8 +55,8 @@ impl Active {
 
 impl Watchers {
     /// Starts every watch that is not switched off; what they find goes into `queue`.
-    pub fn start(config: &Config, queue: &Queue) -> Result<Self> {
-        let (active, status) = make(config);
+    pub fn start(config: &Config, pauses: &Pauses, queue: &Queue) -> Result<Self> {
+        let (active, status) = make(config, pauses);
         active.iter().for_each(|active| queue.open(active.watch));
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
@@ -102,20 +102,20 @@ impl Drop for Watchers {
 
 /// How each watch would be with this configuration.
 pub fn check(config: &Config) -> Vec<ProbeStatus> {
-    make(config).1
+    make(config, &Pauses::default()).1
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn make(config: &Config) -> (Vec<Active>, Vec<ProbeStatus>) {
+fn make(config: &Config, pauses: &Pauses) -> (Vec<Active>, Vec<ProbeStatus>) {
     let (mut all, mut status) = (Vec::new(), Vec::new());
     for watch in ALL {
         let state = if config.probes.get(watch.kind.name) == Some(&false) {
             ProbeState::Disabled { why: "turned off by the configuration".to_owned() }
         } else {
-            match (watch.make)(config) {
+            match (watch.make)(config, pauses) {
                 Ok(watcher) => {
                     all.push(Active { watch, watcher, looked_at: None });
                     ProbeState::Active

@@ -41,7 +41,7 @@ pub const WATCH: Watch = Watch {
     },
     hook: "RTMGRP_LINK",
     hook_kind: "rtnetlink",
-    make: |config| Ok(Box::new(LinkChange::open(&config.path.procfs, BUFFER_BYTES)?)),
+    make: |config, _| Ok(Box::new(LinkChange::open(&config.path.procfs, BUFFER_BYTES)?)),
 };
 
 /// Fields of the event beyond the common ones.
