@@ -19,7 +19,7 @@ lint_clang_format() {
 	local tool sources
 	tool=$({ compgen -c clang-format || true; } | grep -E '^clang-format(-[0-9]+)?$' | sort -V | head -n 1)
 	[ -n "$tool" ] || { skip "clang-format is missing"; return; }
-	mapfile -t sources < <(files '*.c' '*.h')
+	mapfile -t sources < <(files '*.c' '*.cc' '*.h')
 	[ ${#sources[@]} = 0 ] || if [ -n "$fix" ]; then "$tool" -i "${sources[@]}"; else "$tool" --dry-run --Werror "${sources[@]}"; fi
 }
 

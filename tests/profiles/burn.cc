@@ -3,9 +3,11 @@
  * A C++ program whose profile is known: below a chain of 21 functions with frames of different sizes, hot_a takes 70 %
  * of its time, hot_b 20 %, and hot_c, in a shared library unless WHOLE, 10 %. Chance chooses, since a fixed pattern can
  * keep step with the sampling clock.
- * Arguments: seconds to live, and how the leaves are reached: "signal" = from a handler, on top of what raised it;
- * "timer" = from a handler too, on top of whatever ran; "alternate" = the same on a stack of the handler's own; "trap" = on
- * such a stack, on top of a function whose first instruction is none.
+ * Arguments: seconds to live, and how the leaves are reached:
+ *   signal     from a handler, on top of what raised it
+ *   timer      from a handler too, on top of whatever ran
+ *   alternate  the same on a stack of the handler's own
+ *   trap       on such a stack, on top of a function whose first instruction is none
  * With LATE, hot_c comes from a library that is opened when a line comes on standard input.
  */
 #include <csignal>
@@ -31,15 +33,19 @@ static void (*bottom)();
 extern "C" {
 LEAF std::uint64_t hot_a(std::uint64_t number)
 {
-	for (int i = 0; i < 20000; i++)
-		number = number * 6364136223846793005U + 1;
+	for (int i = 0; i < 8000; i++) {
+		number = (number ^ number >> 29) * 6364136223846793005U;
+		number = (number ^ number >> 32) * 6364136223846793005U;
+	}
 	return number;
 }
 
 LEAF std::uint64_t hot_b(std::uint64_t number)
 {
-	for (int i = 0; i < 20000; i++)
-		number = number * 6364136223846793005U + 1;
+	for (int i = 0; i < 8000; i++) {
+		number = (number ^ number >> 29) * 6364136223846793005U;
+		number = (number ^ number >> 32) * 6364136223846793005U;
+	}
 	return number;
 }
 
@@ -117,7 +123,7 @@ static void handle(int number, void (*handler)(int), int flags)
 static void start_timer()
 {
 	sigevent event = {};
-	itimerspec every = {{0, 1000000}, {0, 1000000}};
+	itimerspec every = { { 0, 1000000 }, { 0, 1000000 } };
 	timer_t timer;
 
 	event.sigev_notify = SIGEV_THREAD_ID;
@@ -130,7 +136,7 @@ static void start_timer()
 static void prepare()
 {
 	static char space[1 << 16];
-	stack_t alternate = {space, 0, sizeof(space)};
+	stack_t alternate = { space, 0, sizeof(space) };
 	bool is_alternate = !std::strcmp(how, "alternate");
 
 	bottom = choose;

@@ -4,7 +4,9 @@
 
 extern "C" __attribute__((noinline, noipa)) std::uint64_t hot_c(std::uint64_t number)
 {
-	for (int i = 0; i < 20000; i++)
-		number = number * 6364136223846793005U + 1;
+	for (int i = 0; i < 8000; i++) {
+		number = (number ^ number >> 29) * 6364136223846793005U;
+		number = (number ^ number >> 32) * 6364136223846793005U;
+	}
 	return number;
 }

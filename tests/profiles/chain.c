@@ -3,8 +3,8 @@
  * A program whose profile is known: main -> outer -> middle -> hot takes 70 % of its time, main -> other 30 %.
  * Both leaves do the same work, so their shares follow from how often they run. Chance chooses between them, since a
  * fixed pattern can keep step with the sampling clock.
- * A chain of multiplications takes as long wherever the code and the stack lie. Its result goes to the stack, since gcc
- * leaves a leaf without locals frameless whatever the flags say.
+ * Each round of the work waits for two multiplications: with one it takes some percent more or less, by where its code
+ * lies. The result goes to the stack, since gcc leaves a leaf without locals frameless whatever the flags say.
  * With INLINED, middle is a part of outer, and only debug information tells them apart.
  * Argument: seconds to live.
  */
@@ -12,7 +12,7 @@
 #include <time.h>
 
 #define LEAF __attribute__((noinline, noclone, noipa))
-#define WORK 20000
+#define WORK 8000
 
 static volatile unsigned long sink;
 
@@ -21,8 +21,10 @@ LEAF void hot(void)
 	unsigned long number = sink;
 	volatile unsigned long result;
 
-	for (int i = 0; i < WORK; i++)
-		number = number * 6364136223846793005UL + 1;
+	for (int i = 0; i < WORK; i++) {
+		number = (number ^ number >> 29) * 6364136223846793005UL;
+		number = (number ^ number >> 32) * 6364136223846793005UL;
+	}
 	result = number;
 	(void)result;
 }
@@ -32,8 +34,10 @@ LEAF void other(void)
 	unsigned long number = sink;
 	volatile unsigned long result;
 
-	for (int i = 0; i < WORK; i++)
-		number = number * 6364136223846793005UL + 1;
+	for (int i = 0; i < WORK; i++) {
+		number = (number ^ number >> 29) * 6364136223846793005UL;
+		number = (number ^ number >> 32) * 6364136223846793005UL;
+	}
 	result = number;
 	(void)result;
 }

@@ -1,6 +1,7 @@
 // A Go program whose profile is known: below a chain of 21 calls, hotA takes 70 % of its time, hotB 20 % and hotC 10 %.
 // hotA has no frame, hotB is a method of a generic type behind an interface, and hotC has its work inlined, or in C where
-// cgo is on. Chance chooses, since a fixed pattern can keep step with the sampling clock.
+// cgo is on. Chance chooses, since a fixed pattern can keep step with the sampling clock. Each round of the work waits for
+// two multiplications: with one it takes some percent more or less, by where its code lies.
 // Arguments: seconds to live, and with cgo how the end of the chain is reached: see with_c.go.
 package main
 
@@ -25,23 +26,26 @@ var (
 
 //go:noinline
 func hotA(number uint64) uint64 {
-	for i := 0; i < 20000; i++ {
-		number = number*6364136223846793005 + 1
+	for i := 0; i < 8000; i++ {
+		number = (number ^ number>>29) * 6364136223846793005
+		number = (number ^ number>>32) * 6364136223846793005
 	}
 	return number
 }
 
 //go:noinline
 func (k *kind[T]) run(number uint64) uint64 {
-	for i := 0; i < 20000; i++ {
-		number = number*6364136223846793005 + 1
+	for i := 0; i < 8000; i++ {
+		number = (number ^ number>>29) * 6364136223846793005
+		number = (number ^ number>>32) * 6364136223846793005
 	}
 	return number + uint64(k.add)
 }
 
 func work(number uint64) uint64 {
-	for i := 0; i < 20000; i++ {
-		number = number*6364136223846793005 + 1
+	for i := 0; i < 8000; i++ {
+		number = (number ^ number>>29) * 6364136223846793005
+		number = (number ^ number>>32) * 6364136223846793005
 	}
 	return number
 }

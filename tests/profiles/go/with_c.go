@@ -15,8 +15,10 @@ static volatile uint64_t result;
 
 LEAF uint64_t hot_c(uint64_t number)
 {
-	for (int i = 0; i < 20000; i++)
-		number = number * 6364136223846793005U + 1;
+	for (int i = 0; i < 8000; i++) {
+		number = (number ^ number >> 29) * 6364136223846793005U;
+		number = (number ^ number >> 32) * 6364136223846793005U;
+	}
 	return number;
 }
 
